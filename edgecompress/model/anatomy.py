@@ -1,0 +1,94 @@
+"""Where a family keeps its parts: a few strings a family, and nothing that computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgecompress.errors import ModelError
+from edgecompress.plugins import nearest
+
+HEADS = {
+    "Model": None,
+    "ForPreTraining": None,
+    "ForCTC": "logits",
+    "ForSequenceClassification": "logits",
+    "ForAudioFrameClassification": "logits",
+    "ForConditionalGeneration": None,
+    "ForAudioClassification": "logits",
+}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Names inside one family of transformers modules.
+
+    Paths are dotted names: ``encoder`` from the base model, the others from one encoder layer.
+    """
+
+    family: str
+    prefix: str
+    input_name: Literal["input_values", "input_features"]
+    encoder: str = "encoder"
+    front_end: tuple[str, ...] = ("feature_extractor",)
+    projection: str | None = "feature_projection"
+    position_conv: str | None = "encoder.pos_conv_embed"
+    attention: str = "attention"
+    up: str = "feed_forward.intermediate_dense"
+    down: str = "feed_forward.output_dense"
+    relative_position: bool = False
+    architectures: tuple[str, ...] = field(default=())
+
+    def output_name(self, architecture: str) -> str:
+        """Name of the exported output: ``logits`` when the architecture has a task head, else ``last_hidden_state``."""
+        return HEADS[architecture.removeprefix(self.prefix)] or "last_hidden_state"
+
+
+_SPEECH = ("Model", "ForPreTraining", "ForCTC", "ForSequenceClassification", "ForAudioFrameClassification")
+_WHISPER = ("Model", "ForConditionalGeneration", "ForAudioClassification")
+
+FAMILIES: dict[str, Anatomy] = {
+    "hubert": Anatomy("hubert", "Hubert", "input_values", architectures=_SPEECH),
+    "wav2vec2": Anatomy("wav2vec2", "Wav2Vec2", "input_values", architectures=_SPEECH),
+    "wavlm": Anatomy("wavlm", "WavLM", "input_values", relative_position=True, architectures=_SPEECH),
+    "data2vec-audio": Anatomy("data2vec-audio", "Data2VecAudio", "input_values", architectures=_SPEECH),
+    "whisper": Anatomy(
+        "whisper",
+        "Whisper",
+        "input_features",
+        front_end=("encoder.conv1", "encoder.conv2"),
+        projection=None,
+        position_conv=None,
+        attention="self_attn",
+        up="fc1",
+        down="fc2",
+        architectures=_WHISPER,
+    ),
+}
+
+
+def anatomy_of(model_type: str, where: str) -> Anatomy:
+    """The anatomy of a ``config.json``'s ``model_type``.
+
+    Raises:
+        ModelError: a family that is not supported.
+    """
+    if model_type not in FAMILIES:
+        raise ModelError(
+            f"{where}: model_type {model_type!r} is not a family edgecompress can take",
+            hint=f"families are {', '.join(sorted(FAMILIES))}; {nearest(model_type, sorted(FAMILIES))}",
+        )
+    return FAMILIES[model_type]
+
+
+def class_name(anatomy: Anatomy, architecture: str, where: str) -> str:
+    """The transformers class to build for ``architecture``; pretraining heads are left off (they serve no device).
+
+    Raises:
+        ModelError: a head that is not supported.
+    """
+    suffix = architecture.removeprefix(anatomy.prefix)
+    if not architecture.startswith(anatomy.prefix) or suffix not in anatomy.architectures:
+        allowed = ", ".join(anatomy.prefix + name for name in anatomy.architectures)
+        raise ModelError(f"{where}: architecture {architecture!r} is not supported", hint=f"{anatomy.family} has {allowed}")
+    return anatomy.prefix + ("Model" if suffix == "ForPreTraining" else suffix)

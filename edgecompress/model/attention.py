@@ -1,0 +1,148 @@
+"""Self-attention that can lose heads: the same module for every family, and WavLM's with its gated position bias.
+
+transformers 5 removed ``prune_heads``, and WavLM's own attention cannot be sliced at all: its gate reads the layer's
+*input* split by the original head numbers, and all layers share one position bias that has a row for every original
+head. Here a head keeps its original number, and gate and bias are indexed by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from edgecompress.model.linear import AnyLinear, select_inputs, select_outputs
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the heads that are left (Vaswani et al., 2017).
+
+    ``heads`` holds the original numbers of the heads that are left. Parameter names are those of transformers.
+    """
+
+    q_proj: AnyLinear
+    k_proj: AnyLinear
+    v_proj: AnyLinear
+    out_proj: AnyLinear
+
+    def __init__(self, original: nn.Module, returns: int) -> None:
+        """Take over the projections of a transformers attention module; ``returns`` is how many values it gave back."""
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, getattr(original, name))
+        self.head_dim = int(original.head_dim)
+        self.original_heads = int(original.num_heads)
+        self.heads: tuple[int, ...] = tuple(range(self.original_heads))
+        self.dropout = float(original.dropout)
+        self.returns = returns
+
+    @property
+    def num_heads(self) -> int:
+        return len(self.heads)
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Slice to ``heads`` (original numbers, a subset of what is left). With none, what stays is out_proj's bias."""
+        places = [self.heads.index(head) for head in heads]
+        rows = [place * self.head_dim + i for place in places for i in range(self.head_dim)]
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(self, name, select_outputs(getattr(self, name), rows))
+        self.out_proj = select_inputs(self.out_proj, rows)
+        self.heads = tuple(heads)
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, time, heads * head_dim) -> (batch, heads, time, head_dim)."""
+        return x.view(x.shape[0], x.shape[1], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def context(self, hidden_states: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the heads say before ``out_proj``: (batch, time, width) -> (batch, time, heads * head_dim).
+
+        ``bias`` is added to the scores: (batch or 1, heads or 1, time, time).
+        """
+        query = self.split(self.q_proj(hidden_states) * self.head_dim**-0.5)
+        key = self.split(self.k_proj(hidden_states))
+        value = self.split(self.v_proj(hidden_states))
+        scores = torch.matmul(query, key.transpose(2, 3))
+        if bias is not None:
+            scores = scores + bias
+        weights = nn.functional.dropout(torch.softmax(scores, dim=-1), p=self.dropout, training=self.training)
+        mixed = torch.matmul(weights, value).transpose(1, 2)
+        return mixed.reshape(hidden_states.shape[0], hidden_states.shape[1], self.num_heads * self.head_dim)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **ignored: object
+    ) -> tuple[torch.Tensor | None, ...]:
+        """(batch, time, width) -> the same shape, in the tuple that the family's layer unpacks."""
+        inner = self.context(hidden_states, additive(attention_mask, hidden_states)) if self.heads else hidden_states
+        return (self.out_proj(inner), None, None)[: self.returns]
+
+
+class GatedSelfAttention(SelfAttention):
+    """WavLM's attention: a relative position bias shared by all layers, scaled by a gate on the layer's input.
+
+    Chen et al., "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing", 2022, section III.
+    """
+
+    def __init__(self, original: nn.Module, returns: int) -> None:
+        super().__init__(original, returns)
+        self.gru_rel_pos_const = original.gru_rel_pos_const
+        self.gru_rel_pos_linear = original.gru_rel_pos_linear
+        self.num_buckets = int(original.num_buckets)
+        self.max_distance = int(original.max_distance)
+        embedding = getattr(original, "rel_attn_embed", None)
+        if embedding is not None:
+            self.rel_attn_embed = embedding
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        **ignored: object,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """As :class:`SelfAttention`; ``position_bias`` (1, original heads, time, time) is made by the first layer."""
+        if position_bias is None:
+            position_bias = self.compute_bias(hidden_states.shape[1], hidden_states.device)
+        if not self.heads:
+            return self.out_proj(hidden_states), None, position_bias
+        kept = torch.tensor(self.heads, dtype=torch.long, device=hidden_states.device)
+        bias = self.gate(hidden_states).index_select(1, kept) * position_bias.index_select(1, kept)
+        mask = additive(attention_mask, hidden_states)
+        return self.out_proj(self.context(hidden_states, bias if mask is None else bias + mask)), None, position_bias
+
+    def gate(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """How much each original head listens to the position bias: (batch, time, width) -> (batch, heads, time, 1)."""
+        batch, time, _ = hidden_states.shape
+        split = hidden_states.view(batch, time, self.original_heads, -1).permute(0, 2, 1, 3)
+        projected = self.gru_rel_pos_linear(split).view(batch, self.original_heads, time, 2, 4).sum(-1)
+        gate_a, gate_b = torch.sigmoid(projected).chunk(2, dim=-1)
+        return gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0
+
+    def compute_bias(self, time: int, device: torch.device) -> torch.Tensor:
+        """The learned bias of every pair of frames: (1, original heads, time, time)."""
+        frames = torch.arange(time, dtype=torch.long, device=device)
+        values = self.rel_attn_embed(self.bucket(frames[None, :] - frames[:, None]))
+        return values.permute(2, 0, 1).unsqueeze(0)
+
+    def bucket(self, distance: torch.Tensor) -> torch.Tensor:
+        """Which of the buckets a signed distance in frames falls into: exact when near, logarithmic when far."""
+        half = self.num_buckets // 2
+        exact = half // 2
+        sign = (distance > 0).to(torch.long) * half
+        distance = distance.abs()
+        far = torch.log(distance.float() / exact) / math.log(self.max_distance / exact) * (half - exact)
+        far = torch.clamp((exact + far).to(torch.long), max=half - 1)
+        return sign + torch.where(distance < exact, distance, far)
+
+
+def additive(mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
+    """Any mask the library hands us as an additive one: (batch, time) or (batch, 1, time, time) -> the latter."""
+    if mask is None:
+        return None
+    if mask.dim() == 2:
+        mask = mask.bool()[:, None, None, :]
+    if mask.is_floating_point():
+        return mask
+    lowest = torch.finfo(hidden_states.dtype).min
+    return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(~mask.bool(), lowest)

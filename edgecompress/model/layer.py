@@ -1,0 +1,92 @@
+"""One encoder layer, whatever its family calls its parts: attention, the matrix up, the matrix down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from edgecompress.errors import ModelError
+from edgecompress.model.anatomy import Anatomy
+from edgecompress.model.attention import SelfAttention
+from edgecompress.model.linear import AnyLinear, FactoredLinear, dense_weight, select_inputs, select_outputs
+
+ATTENTION_MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj")
+FFN_MATRICES = ("up", "down")
+
+
+class Layer:
+    """A view of one encoder layer. ``number`` and all indices are the original ones; the module may change under it."""
+
+    def __init__(self, module: nn.Module, number: int, anatomy: Anatomy) -> None:
+        self.module = module
+        self.number = number
+        self.anatomy = anatomy
+        self.units: tuple[int, ...] = tuple(range(self.up.out_features))
+
+    @property
+    def attention(self) -> SelfAttention:
+        return self.module.get_submodule(self.anatomy.attention)  # type: ignore[return-value]
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return self.attention.heads
+
+    @property
+    def up(self) -> AnyLinear:
+        """The feed-forward network's first matrix, (units, width)."""
+        return self.matrix("up")
+
+    @property
+    def down(self) -> AnyLinear:
+        """The feed-forward network's second matrix, (width, units)."""
+        return self.matrix("down")
+
+    def _path(self, name: str) -> str:
+        if name in FFN_MATRICES:
+            return self.anatomy.up if name == "up" else self.anatomy.down
+        return f"{self.anatomy.attention}.{name}"
+
+    def matrix(self, name: str) -> AnyLinear:
+        """One of ``q_proj, k_proj, v_proj, out_proj, up, down``."""
+        return self.module.get_submodule(self._path(name))  # type: ignore[return-value]
+
+    def replace(self, name: str, new: AnyLinear) -> None:
+        """Put another map in a matrix's place."""
+        parent, _, leaf = self._path(name).rpartition(".")
+        setattr(self.module.get_submodule(parent), leaf, new)
+
+    def select_units(self, units: Sequence[int]) -> None:
+        """Slice the feed-forward network to ``units`` (original numbers). With none, what stays is the bias of down."""
+        place = {unit: i for i, unit in enumerate(self.units)}
+        rows = [place[unit] for unit in units]
+        self.replace("up", select_outputs(self.up, rows))
+        self.replace("down", select_inputs(self.down, rows))
+        self.units = tuple(units)
+
+    def factor(self, name: str, rank: int) -> None:
+        """Put the best rank-``rank`` product in a matrix's place: singular value decomposition of its weights.
+
+        Eckart and Young, 1936. A model on torch's meta device gets the shapes only.
+        """
+        old = self.matrix(name)
+        if not isinstance(old, nn.Linear | FactoredLinear):
+            raise ModelError(f"layer {self.number} has no {name} left to factor", hint="leave this layer out")
+        meta = old.bias is not None and old.bias.is_meta or dense_weight(old).is_meta
+        with torch.device("meta" if meta else "cpu"):
+            new = FactoredLinear(old.in_features, old.out_features, rank, bias=old.bias is not None)
+        if not meta:
+            left, singular, right = torch.linalg.svd(dense_weight(old).detach().double(), full_matrices=False)
+            root = singular[:rank].sqrt()
+            put(new, left[:, :rank] * root, root[:, None] * right[:rank], old.bias)
+        self.replace(name, new.train(old.training))
+
+
+def put(linear: FactoredLinear, second: torch.Tensor, first: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Fill a factored map with its two matrices, (out, rank) and (rank, in), and its bias."""
+    with torch.no_grad():
+        linear.first.weight.copy_(first)
+        linear.second.weight.copy_(second)
+        if bias is not None and linear.second.bias is not None:
+            linear.second.bias.copy_(bias)
