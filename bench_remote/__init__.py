@@ -1,0 +1,40 @@
+"""What runs on the device: one job in, a stream of events out. Standard library, numpy and one runtime; Python 3.8+.
+
+It is shipped as a zip named by its SHA-256 and run as ``python3 <sha256>``: nothing is installed, no port is opened.
+
+The first line of standard input is the job, a JSON object::
+
+    protocol     PROTOCOL; another number is refused
+    action       "measure" or "probe"
+    cache        folder of ours on the device: objects/<sha256>, jobs/, lock
+    site         an extra module folder put first on the import path, or ""
+    deadline_s   the agent ends itself after so many seconds, whatever the runtime does
+    runtime      {"name", "module", "function"}           (probe: "runtimes", a list of these)
+    files        {"model.onnx": sha256, ...}              every file of the job, by its hash in objects/
+    model        which of them to load
+    golden       {"inputs", "outputs": {tensor: file}, "tolerance": {"relative", "cosine"}} or null
+    inputs       {tensor: file} to time with, or null: the golden input, or one made from the model's shapes
+    lengths      {tensor: [[axis, length], ...]}          tile or crop before timing
+    dims         {dimension name: size}                   for inputs made from shapes
+    threads, affinity, repetitions, warmup_s, min_samples, min_seconds, max_seconds, busy_wait_s
+
+Standard input then stays open: it is the lifeline. When it ends, the agent kills its own process group, so a lost
+connection leaves nothing behind, not even under a runtime that never prints.
+
+Events are JSON lines, each with ``event``; those of a repetition carry ``repetition``:
+
+    hello     protocol, pid, pgid, python, identity (what does not change: board, CPU, memory, system)
+    facts     when ("before" or "after"), facts (what may change: frequencies, temperatures, load)
+    loaded    load_s, import_s, version, options, inputs, outputs, rss_bytes
+    golden    first_inference_s, checks [{output, max_abs, relative, cosine, passed}]
+    warmup    first_inference_s (when nothing golden ran), ns, input
+    samples   ns (at most SAMPLES_PER_EVENT a line)
+    memory    peak_rss_bytes
+    runtime   (probe) name, version or absent
+    done      the last word of a good job
+    refused   need ("protocol", "runtime", "lock", "disk", "file", "affinity", "job"), message
+    failed    kind ("golden", "signal", "exit", "deadline", "memory", "error"), message
+"""
+
+PROTOCOL = 1
+SAMPLES_PER_EVENT = 10000

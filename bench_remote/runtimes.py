@@ -1,0 +1,63 @@
+"""Runtimes by name, each one function: ``(path, options) -> (run, about)``.
+
+``run`` takes ``{input: array}`` and answers ``{output: array}``. ``about`` says ``version``, ``import_s``, ``options``
+(what was really set), ``inputs`` and ``outputs`` (lists of ``{"name", "dtype", "shape"}``; a dimension that may vary is
+its name, or null). ``options`` holds ``threads``. An empty ``path`` only imports and answers ``(None, about)``.
+ImportError says that the device does not have the runtime. To add one, write one such function.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Dict, Tuple
+
+Loaded = Tuple[Any, Dict[str, Any]]
+
+# onnxruntime's own names of element types, as numpy spells them
+_ONNX_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def onnxruntime(path: str, options: dict[str, Any]) -> Loaded:
+    """ONNX models on the CPU: ``threads`` inside an operator, one operator at a time."""
+    started = time.perf_counter()
+    import onnxruntime as ort
+
+    import_s = time.perf_counter() - started
+    about: dict[str, Any] = {"version": ort.__version__, "import_s": import_s}
+    if not path:
+        return None, about
+    spinning = bool(options.get("spinning", True))
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = int(options["threads"])
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3  # on a board without a known CPU it warns at every load
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    session = ort.InferenceSession(path, sess_options=settings, providers=["CPUExecutionProvider"])
+    about["options"] = {
+        "intra_op_num_threads": settings.intra_op_num_threads,
+        "inter_op_num_threads": 1,
+        "spinning": spinning,
+        "execution_mode": "sequential",
+        "graph_optimization": "all",
+        "providers": session.get_providers(),
+    }
+    about["inputs"] = _described(session.get_inputs())
+    about["outputs"] = _described(session.get_outputs())
+    names = [output["name"] for output in about["outputs"]]
+
+    def run(feeds: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(names, session.run(names, feeds)))
+
+    return run, about
+
+
+def _described(tensors: Any) -> list[dict[str, Any]]:
+    """``tensor(float16)`` -> ``float16``; a sequence or map keeps its own spelling and is refused when it is fed."""
+    described = []
+    for tensor in tensors:
+        kind = tensor.type[len("tensor(") : -1] if tensor.type.startswith("tensor(") else tensor.type
+        described.append({"name": tensor.name, "dtype": _ONNX_DTYPES.get(kind, kind), "shape": list(tensor.shape)})
+    return described
+
+
+RUNTIMES: dict[str, Callable[[str, dict[str, Any]], Loaded]] = {"onnxruntime": onnxruntime}

@@ -1,0 +1,93 @@
+"""Where a device's configuration and the user's ``~/.ssh/config`` together lead: host, user, port, keys, jumps."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.devices import config as configs
+from edgecompress.devices.config import DeviceConfig
+from edgecompress.errors import RecipeError
+
+if TYPE_CHECKING:
+    from paramiko import SSHConfig
+
+MAX_JUMPS = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """One host to log in to. ``key_name`` and ``key_port`` are what its host key is known by; ``jump`` leads there."""
+
+    host: str
+    port: int
+    user: str
+    key_name: str
+    key_port: int
+    identities: tuple[str, ...] = ()
+    identities_only: bool = False
+    proxy_command: str = ""
+    jump: Target | None = None
+    connect_timeout_s: float = 10.0
+
+
+def resolve(config: DeviceConfig) -> Target:
+    """The device's own values first, then what ssh config says of its host, then defaults.
+
+    Raises:
+        RecipeError: an ssh config that cannot be read, or jumps that go in a circle.
+    """
+    return _target(_read(), config.host, config.user, config.port, config.identity, config.connect_timeout_s, 0)
+
+
+def _read() -> SSHConfig:
+    from paramiko import ConfigParseError, SSHConfig
+
+    path = Path("~/.ssh/config").expanduser()
+    try:
+        return SSHConfig.from_path(str(path)) if path.exists() else SSHConfig()
+    except (ConfigParseError, OSError, UnicodeDecodeError) as cause:
+        raise RecipeError(f"{path}: {cause}", hint="mend the file") from cause
+
+
+def _target(config: SSHConfig, alias: str, user: str, port: int, identity: str, timeout_s: float, depth: int) -> Target:
+    if depth > MAX_JUMPS:
+        raise RecipeError(f"more than {MAX_JUMPS} jumps on the way to {alias}", hint="does ProxyJump go in a circle?")
+    said: dict[str, Any] = dict(config.lookup(alias))
+    host = str(said.get("hostname", alias))
+    port = port or int(said.get("port", 22))
+    alias_for_key = said.get("hostkeyalias")
+    jump = said.get("proxyjump", "none")
+    return Target(
+        host=configs.make("ssh config", {"host": host}).host,
+        port=port,
+        user=user or str(said.get("user", "")) or getpass.getuser(),
+        key_name=str(alias_for_key or host),
+        key_port=22 if alias_for_key else port,
+        identities=tuple(
+            str(Path(one).expanduser()) for one in ([identity] if identity else said.get("identityfile", []))
+        ),
+        identities_only=str(said.get("identitiesonly", "no")).lower() == "yes",
+        proxy_command="" if said.get("proxycommand", "none") == "none" else str(said["proxycommand"]),
+        jump=None if jump == "none" else _jumps(config, str(jump).split(","), timeout_s, depth + 1),
+        connect_timeout_s=timeout_s,
+    )
+
+
+def _jumps(config: SSHConfig, hops: list[str], timeout_s: float, depth: int) -> Target:
+    """``[user@]host[:port]`` in order: the last is the one next to the device, each is reached by the one before."""
+    from dataclasses import replace
+
+    reached: Target | None = None
+    for hop in hops:
+        user, _, rest = hop.strip().removeprefix("ssh://").rpartition("@")
+        host, _, port = rest.rpartition(":") if rest.count(":") == 1 else (rest, "", "")
+        if port and not port.isdecimal():
+            raise RecipeError(f"ssh config: ProxyJump {hop!r} has no port number", hint="[user@]host[:port]")
+        values = configs.make("ssh config: ProxyJump", {"host": host.strip("[]"), "user": user, "port": int(port or 0)})
+        here = _target(config, values.host, values.user, values.port, "", timeout_s, depth)
+        reached = replace(here, jump=reached) if reached else here
+    assert reached is not None
+    return reached

@@ -1,0 +1,189 @@
+"""The agent's events as the host believes them: sizes limited, fields checked, text made printable.
+
+A device is another's computer. It may send anything; what does not fit these classes ends the session.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from edgecompress.devices.objects import clean
+from edgecompress.errors import AgentFailed
+
+MAX_FACTS_CHARACTERS = 64 << 10
+MAX_DEPTH = 6
+
+Nanoseconds = Annotated[int, Field(ge=0, le=10**15)]
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class Event(BaseModel):
+    """Any event. Fields that we do not know are ignored: a newer agent may say more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    repetition: Annotated[int, Field(ge=0, lt=1000)] = 0
+
+
+class Hello(Event):
+    """The agent is there."""
+
+    event: Literal["hello"]
+    protocol: int
+    pgid: Annotated[int, Field(gt=1, lt=1 << 31)]
+    python: Text
+    identity: dict[str, Any]
+
+
+class Facts(Event):
+    """State before or after a repetition."""
+
+    event: Literal["facts"]
+    when: Literal["before", "after"]
+    facts: dict[str, Any]
+
+
+class Loaded(Event):
+    """The runtime has loaded the model."""
+
+    event: Literal["loaded"]
+    load_s: Seconds
+    version: Text
+    options: dict[str, Any] = {}
+    rss_bytes: Bytes
+
+
+class Check(BaseModel):
+    """One output against its reference."""
+
+    output: Text
+    max_abs: Number
+    relative: Number
+    cosine: Number
+    passed: bool
+
+
+class Golden(Event):
+    """The golden output, compared."""
+
+    event: Literal["golden"]
+    first_inference_s: Seconds
+    checks: Annotated[list[Check], Field(max_length=1000)]
+
+
+class Input(BaseModel):
+    """What is fed while timing."""
+
+    source: Text
+    shapes: dict[str, list[int]]
+
+
+class Warmup(Event):
+    """Warm-up is over."""
+
+    event: Literal["warmup"]
+    first_inference_s: Seconds
+    ns: Annotated[list[Nanoseconds], Field(max_length=100_000)]
+    input: Input
+
+
+class Samples(Event):
+    """Some of the samples."""
+
+    event: Literal["samples"]
+    ns: Annotated[list[Nanoseconds], Field(max_length=100_000)]
+
+
+class Memory(Event):
+    """Peak memory of the repetition's process."""
+
+    event: Literal["memory"]
+    peak_rss_bytes: Bytes
+
+
+class RuntimeFound(Event):
+    """Whether a runtime can be imported."""
+
+    event: Literal["runtime"]
+    name: Text
+    version: Text | None = None
+    absent: Text | None = None
+
+
+class Done(Event):
+    """The last word of a good job."""
+
+    event: Literal["done"]
+
+
+class Refused(Event):
+    """The device cannot take the job."""
+
+    event: Literal["refused"]
+    need: Text
+    message: str = ""
+    name: Text = ""
+
+
+class Failed(Event):
+    """The job ran and went wrong."""
+
+    event: Literal["failed"]
+    kind: Text
+    message: str = ""
+
+
+AnyEvent = Annotated[
+    Hello | Facts | Loaded | Golden | Warmup | Samples | Memory | RuntimeFound | Done | Refused | Failed,
+    Field(discriminator="event"),
+]
+_ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+
+
+def parse(line: bytes) -> AnyEvent:
+    """One line as an event, its text printable.
+
+    Raises:
+        AgentFailed: not JSON, NaN, too deep, too large, an unknown event, or a field that does not fit.
+    """
+    try:
+        value = json.loads(line, parse_constant=_refuse_constant)
+        return _ADAPTER.validate_python(_tidy(value, 0))
+    except (ValidationError, ValueError, RecursionError) as cause:
+        said = clean(line[:120].decode("utf-8", "replace"))
+        raise AgentFailed(
+            f"the device sent what is not an event: {said!r}", hint="is the device trustworthy?"
+        ) from cause
+
+
+def is_event(line: bytes) -> bool:
+    """Whether this looks like one of ours: a login shell may print before the first."""
+    return line.startswith(b"{") and b'"event"' in line
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _tidy(value: Any, depth: int) -> Any:
+    """The same value with printable text; ValueError when it is deeper or larger than an event."""
+    if depth > MAX_DEPTH:
+        raise ValueError("too deep")
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not finite")
+    if isinstance(value, dict):
+        tidy = {clean(key): _tidy(one, depth + 1) for key, one in value.items()}
+        if depth == 1 and len(json.dumps(tidy)) > MAX_FACTS_CHARACTERS:
+            raise ValueError("too large")
+        return tidy
+    if isinstance(value, list):
+        return [_tidy(one, depth + 1) for one in value]
+    return value

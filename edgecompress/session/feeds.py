@@ -1,0 +1,75 @@
+"""What is fed: another length than the golden input's, arrays that a person gives, and a model's external data."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from edgecompress.devices import Blob
+from edgecompress.errors import RecipeError
+from edgecompress.records import Artifact
+
+
+def lengths(artifact: Artifact, seconds: float | None) -> tuple[dict[str, list[list[int]]], float]:
+    """How to fit the golden input to ``seconds`` of audio: ``{tensor: [[axis, length], ...]}``, and the seconds.
+
+    Every axis after the batch that may vary is time.
+
+    Raises:
+        RecipeError: the artifact's input has a fixed length, or cannot be that long.
+    """
+    audio = artifact.audio
+    if seconds is None:
+        return {}, audio.golden_seconds
+    if audio.max_seconds is not None and seconds > audio.max_seconds:
+        text = f"{artifact.name} can see {audio.max_seconds:g} s of audio at most, asked are {seconds:g} s"
+        raise RecipeError(text, hint="choose a shorter length")
+    length = max(1, round(seconds * audio.per_second))
+    found = {}
+    for tensor in artifact.inputs:
+        axes = [axis for axis, size in enumerate(tensor.shape) if axis > 0 and isinstance(size, str)]
+        if axes:
+            found[tensor.name] = [[axis, length] for axis in axes]
+    if not found:
+        text = f"{artifact.name} takes audio of one length only ({audio.golden_seconds:g} s)"
+        raise RecipeError(text, hint="leave `seconds` out")
+    return found, length / audio.per_second
+
+
+def given(path: Path) -> dict[str, Blob]:
+    """Inputs by tensor name from a folder of ``.npy`` files or an ``.npz``; nothing pickled is ever read.
+
+    Raises:
+        RecipeError: nothing there, or a file that is not an array.
+    """
+    import numpy
+
+    try:
+        if path.is_dir():
+            arrays = {file.stem: numpy.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+        else:
+            with numpy.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError) as cause:
+        raise RecipeError(f"{path}: {cause}", hint="a folder of <input>.npy files, or an .npz; no pickles") from cause
+    if not arrays:
+        raise RecipeError(f"{path}: no arrays in it", hint="a folder of <input>.npy files, or an .npz")
+    return {name: Blob.of(_npy(array)) for name, array in arrays.items()}
+
+
+def _npy(array: object) -> bytes:
+    import numpy
+
+    stream = io.BytesIO()
+    numpy.save(stream, numpy.asarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def external_data(path: Path) -> dict[str, Blob]:
+    """Files beside a model whose names the model contains (ONNX keeps large weights so)."""
+    beside = [file for file in path.parent.iterdir() if file != path and file.is_file() and not file.is_symlink()]
+    if not beside:
+        return {}
+    content = path.read_bytes()
+    # a name is a length-prefixed string in the file; short ones would be found by chance
+    return {file.name: Blob.of(file) for file in sorted(beside) if len(file.name) > 3 and file.name.encode() in content}
