@@ -1,0 +1,94 @@
+"""A row: one artifact on one device, with what it costs, scores and takes there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgecompress import stats
+from edgecompress.records import Cost, Measurement
+from edgecompress.report.caveats import Caveat
+from edgecompress.stats import Estimate
+
+PRECISIONS = ("fp32", "fp16", "int8")
+Metric = tuple[str, str]  # (task, metric)
+
+
+@dataclass(frozen=True)
+class ScoreCell:
+    """A score of one artifact, and how far it is from dense at the same precision (paired over clips)."""
+
+    estimate: Estimate
+    difference: Estimate | None
+    higher_is_better: bool
+    in_torch: bool = False
+
+    @property
+    def loss(self) -> float | None:
+        """Greatest loss against dense that the interval leaves open; negative when surely better."""
+        if self.difference is None or self.difference.low is None or self.difference.high is None:
+            return None
+        return -self.difference.low if self.higher_is_better else self.difference.high
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether a loss against dense cannot be told from noise; needs at least 20 shared clips to be said."""
+        difference = self.difference
+        if difference is None or difference.n < 20 or difference.low is None or difference.high is None:
+            return False
+        return difference.high >= 0 if self.higher_is_better else difference.low <= 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the samples of one measurement say. Times in seconds."""
+
+    latency: Estimate
+    p90: stats.Percentile
+    p99: stats.Percentile
+    real_time_factor: float | None
+    peak_rss_bytes: int
+    load_s: float
+    repetitions: int
+    speedup: Estimate | None = None
+    reference_seconds: float | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """``faster``, ``slower``, ``same`` as dense, or ``None`` where there is no dense to compare with."""
+        return stats.verdict(self.speedup) if self.speedup else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact on one device (or a checkpoint, or a file that was measured alone)."""
+
+    recipe: str
+    label: str
+    technique: str
+    subject: str | None = None
+    format: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    cost: Cost | None = None
+    size_bytes: int | None = None
+    parity: float | None = None
+    scores: dict[Metric, ScoreCell] = field(default_factory=dict)
+    measurement: Measurement | None = None
+    timing: Timing | None = None
+    caveats: list[Caveat] = field(default_factory=list)
+    pareto: bool | None = None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether something happened while measuring that keeps the row out of every comparison."""
+        return any(caveat.invalid for caveat in self.caveats)
+
+    @property
+    def macs(self) -> float | None:
+        """Multiply-accumulates of the pass that was measured (scaled by length when it was not the counted one)."""
+        if self.cost is None:
+            return None
+        seconds = self.measurement.audio_seconds if self.measurement else None
+        if seconds is None or abs(seconds - self.cost.seconds) <= 0.02 * self.cost.seconds:
+            return float(self.cost.macs.total)
+        return self.cost.macs.per_second * seconds
