@@ -1,0 +1,232 @@
+"""What a model costs before anyone measured it: parameters, bytes, and multiply-accumulates (MACs) by part.
+
+MACs are a closed form over the modules as they are now (sliced, factored, emptied), not a traced run: they cost
+nothing to ask for, work on torch's meta device, and are exact for any length. Counted are convolutions, linear maps
+and the two matrix products of attention; not counted are norms, activations, softmax, biases and element-wise sums.
+Tracing tools disagree here: torch's own counter misses the fused attention kernel on a CPU (69.48 instead of
+74.07 GMAC for HuBERT base at 10 s).
+
+Whisper is counted for its whole context, whatever the audio: its encoder always sees that much. Only the encoder is
+counted (and the head of a classifier): how often a decoder runs depends on what was said.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edgecompress.errors import ModelError
+from edgecompress.records import Cost, Macs, Parameters
+
+if TYPE_CHECKING:
+    from edgecompress.model import Model
+    from edgecompress.model.layer import Layer
+
+SAMPLE_RATE = 16000
+DEFAULT_SECONDS = 10.0
+PARTS = ("front_end", "projection", "position_conv", "attention_projections", "attention_scores", "ffn")
+HEAD_MODULES = ("lm_head", "projector", "classifier")
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+
+
+# --- the whole answer ------------------------------------------------------------------------------------------------
+def measure(model: Model, seconds: float | None = None) -> Cost:
+    """Parameters, bytes as ``save`` writes them, and MACs for ``seconds`` of audio (default 10), batch 1.
+
+    Whisper's ``seconds`` are those of its context, whatever is asked for.
+
+    Raises:
+        ModelError: audio too short for the front end to make one frame (400 samples).
+    """
+    seconds = model.max_seconds or seconds or DEFAULT_SECONDS
+    parts = macs(model, round(seconds * SAMPLE_RATE))
+    total = sum(parts.values())
+    return Cost(
+        parameters=parameters(model),
+        bytes=safetensors_bytes(model.network),
+        macs=Macs(total=total, per_second=total / seconds, parts=parts),
+        seconds=seconds,
+    )
+
+
+def of_export(model: Model, seconds: float, file_bytes: int) -> Cost:
+    """What an exported file costs: only the parameters that are in it, and MACs for the audio it will be timed with."""
+    whole = measure(model, seconds)
+    return whole.model_copy(update={"parameters": exported_parameters(model), "bytes": file_bytes})
+
+
+# --- parameters and bytes --------------------------------------------------------------------------------------------
+def parameters(model: Model) -> Parameters:
+    """All parameters, a tied one once, and those that are not zero.
+
+    The gains of a weight norm, folded into the weights when the model was loaded, are counted as published totals
+    count them (128 for HuBERT base). Whisper's decoder is counted where the model has one.
+    """
+    return _count(model.network, model.folded_parameters)
+
+
+def exported_parameters(model: Model) -> Parameters:
+    """Parameters of what an exporter writes: all of them but for Whisper, where a decoder stays behind."""
+    if model.family == "whisper" and not _has_head(model):
+        return _count(model.encoder_module, model.folded_parameters)
+    return parameters(model)
+
+
+def _count(module: nn.Module, folded: int) -> Parameters:
+    tensors = list(module.parameters())
+    total = sum(tensor.numel() for tensor in tensors)
+    zeros = sum(tensor.numel() - int(torch.count_nonzero(tensor)) for tensor in tensors if not tensor.is_meta)
+    return Parameters(total=total + folded, nonzero=total + folded - zeros)
+
+
+def safetensors_bytes(network: nn.Module) -> int:
+    """Size of the safetensors file of a module's state, to the byte, without writing it.
+
+    The format: 8 bytes of header length, a JSON header padded to 8 bytes, the tensors (wide types first, then by
+    name). Two names of one tensor are stored once.
+    """
+    seen: set[int] = set()
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-text // 8) * 8 + end
+
+
+# --- multiply-accumulates --------------------------------------------------------------------------------------------
+def macs(model: Model, samples: int) -> dict[str, int]:
+    """MACs of one pass over ``samples`` of 16 kHz audio, batch 1, by part: ``PARTS``, and ``head`` where there is one.
+
+    WavLM's gate on its position bias counts among the attention projections.
+
+    Raises:
+        ModelError: too few samples to make one frame.
+    """
+    front_end, frames = _front_end(model, samples)
+    parts = dict.fromkeys(PARTS, 0)
+    parts["front_end"] = front_end
+    if model.anatomy.projection is not None:
+        parts["projection"] = frames * _linear(model.base.get_submodule(model.anatomy.projection))
+    if model.anatomy.position_conv is not None:
+        for conv in _convolutions(model.base.get_submodule(model.anatomy.position_conv)):
+            parts["position_conv"] += _convolution(conv, frames)[0]  # what an even kernel adds is cut off after each
+    for layer in model.layers:
+        parts["attention_projections"] += frames * _projections(layer)
+        parts["attention_scores"] += 2 * frames**2 * _inner_width(layer)
+        parts["ffn"] += frames * _ffn(layer)
+    head = _head(model, frames)
+    return {**parts, "head": head} if head else parts
+
+
+def frames_of(model: Model, samples: int) -> int:
+    """How many frames the encoder makes of ``samples``; Whisper's context whatever they are."""
+    return _front_end(model, samples)[1]
+
+
+def _front_end(model: Model, samples: int) -> tuple[int, int]:
+    length = samples if model.context_positions is None else 2 * model.context_positions
+    total = 0
+    for path in model.anatomy.front_end:
+        for conv in _convolutions(model.base.get_submodule(path)):
+            cost, length = _convolution(conv, length)
+            if length < 1:
+                raise ModelError(f"{samples} samples are too few for this front end", hint="give 400 or more (0.025 s)")
+            total += cost
+    return total, length
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv1d]:
+    return [part for part in module.modules() if isinstance(part, nn.Conv1d)]
+
+
+def _convolution(conv: nn.Conv1d, length: int) -> tuple[int, int]:
+    """MACs of a convolution over ``length`` steps, and how many steps come out."""
+    reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
+    out = (length + 2 * int(conv.padding[0]) - reach) // conv.stride[0] + 1
+    return out * conv.out_channels * (conv.in_channels // conv.groups) * conv.kernel_size[0], out
+
+
+def _linear(module: nn.Module) -> int:
+    """MACs per frame of a map, whatever it is now: plain, factored (two plain ones inside), or nothing left."""
+    return sum(part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _inner_width(layer: Layer) -> int:
+    return len(layer.heads) * layer.attention.head_dim
+
+
+def _projections(layer: Layer) -> int:
+    attention = layer.attention
+    total = sum(_linear(layer.matrix(name)) for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
+    gate = getattr(attention, "gru_rel_pos_linear", None)
+    if gate is not None and layer.heads:  # computed for every original head, then indexed by those that are left
+        total += attention.original_heads * _linear(gate)
+    return total
+
+
+def _ffn(layer: Layer) -> int:
+    adapter = getattr(layer.module, "adapter_layer", None)  # wav2vec2's language adapters, where a model has them
+    return _linear(layer.up) + _linear(layer.down) + (0 if adapter is None else _linear(adapter))
+
+
+def _has_head(model: Model) -> bool:
+    return model.anatomy.output_name(model.architecture) == "logits"
+
+
+def _head(model: Model, frames: int) -> int:
+    """The task head, and the down-sampling adapter before it where a wav2vec 2.0 has one.
+
+    A classifier of whole clips (it has a projector) says its last word once, other heads speak in every frame.
+    """
+    total = 0
+    adapter = getattr(model.base, "adapter", None)
+    if adapter is not None:
+        total += frames * _linear(adapter)
+        for conv in _convolutions(adapter):
+            cost, frames = _convolution(conv, frames)
+            total += cost
+    pooled = hasattr(model.network, "projector")
+    for name in HEAD_MODULES:
+        if hasattr(model.network, name):
+            times = 1 if pooled and name == "classifier" else frames
+            total += times * _linear(getattr(model.network, name))
+    return total
+
+
+# --- the SUPERB protocol ---------------------------------------------------------------------------------------------
+def superb_lengths() -> list[int]:
+    """Samples of the 32 LibriSpeech test-clean clips (224.86 s) that the SUPERB challenge sums its MACs over."""
+    text = files("edgecompress").joinpath("data", "superb_clips.csv").read_text(encoding="utf-8")
+    return [int(row["samples_16khz"]) for row in csv.DictReader(text.splitlines())]
+
+
+def superb(model: Model) -> int:
+    """MACs over the 32 SUPERB clips, as that challenge's tool counts them, to be compared with published numbers.
+
+    Its profiler adds to :func:`macs` one MAC per attention score for the mask, two for the softmax, and one for each
+    element that a bias of the query, key and value projections is added to. HuBERT base: 1,668.2 G (published 1,669;
+    products and convolutions alone 1,665.5).
+    """
+    total = 0
+    for samples in superb_lengths():
+        frames = frames_of(model, samples)
+        total += sum(macs(model, samples).values())
+        total += sum(3 * len(layer.heads) * frames**2 + frames * _biased_outputs(layer) for layer in model.layers)
+    return total
+
+
+def _biased_outputs(layer: Layer) -> int:
+    maps = [layer.matrix(name) for name in ("q_proj", "k_proj", "v_proj")]
+    return sum(each.out_features for each in maps if layer.heads and getattr(each, "bias", None) is not None)
