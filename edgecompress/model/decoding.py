@@ -55,7 +55,8 @@ def greedy_tokens(model: Model, hidden_states: torch.Tensor, max_new_tokens: int
     said: list[list[int]] = [[] for _ in range(hidden_states.shape[0])]
     done = torch.zeros(hidden_states.shape[0], dtype=torch.bool)
     cache: Any = None
-    for step in range(max_new_tokens):
+    room = int(network.config.max_target_positions) - len(start)  # the decoder has no position for more
+    for step in range(min(max_new_tokens, room)):
         output = network(
             encoder_outputs=encoder_outputs, decoder_input_ids=ids, past_key_values=cache, use_cache=True
         )

@@ -10,12 +10,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 if TYPE_CHECKING:
     from edgecompress.model.network import Model
 
 Matrix = Literal["q_proj", "k_proj", "v_proj", "out_proj", "up", "down"]
+
+
+def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(numbers) != sorted(set(numbers)):
+        raise ValueError("numbers must ascend, each once")
+    return numbers
+
+
+Numbers = Annotated[tuple[int, ...], AfterValidator(_ascending)]
 
 
 class _Edit(BaseModel, ABC):
@@ -35,7 +44,7 @@ class KeepLayers(_Edit):
     """Only these encoder layers are left, by original number, in order."""
 
     kind: Literal["keep_layers"] = "keep_layers"
-    layers: tuple[int, ...]
+    layers: Numbers
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -50,7 +59,7 @@ class KeepHeads(_Edit):
 
     kind: Literal["keep_heads"] = "keep_heads"
     layer: int
-    heads: tuple[int, ...]
+    heads: Numbers
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -65,7 +74,7 @@ class KeepUnits(_Edit):
 
     kind: Literal["keep_units"] = "keep_units"
     layer: int
-    units: tuple[int, ...]
+    units: Numbers
 
     @property
     def place(self) -> tuple[str, ...]:

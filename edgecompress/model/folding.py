@@ -15,6 +15,7 @@ from edgecompress.errors import ModelError
 TOLERANCE = 1e-5
 
 
+@torch.no_grad()
 def fold_weight_norm(network: nn.Module, *, check: bool = True) -> int:
     """Replace every weight-normed weight by its product; returns how many parameters (the gains) that took away.
 
@@ -37,7 +38,6 @@ def fold_weight_norm(network: nn.Module, *, check: bool = True) -> int:
     return gains
 
 
-@torch.no_grad()
 def _probe(module: nn.Module) -> torch.Tensor:
     if not isinstance(module, nn.Conv1d):
         raise ModelError(f"weight norm on a {type(module).__name__}, wanted a Conv1d", hint="please report this model")

@@ -1,4 +1,4 @@
-"""The forms in which a model leaves torch: one tensor in, one tensor out, nothing decided at run time."""
+"""The forms in which a model leaves torch: one tensor in, one tensor out, in eval mode, for every family."""
 
 from __future__ import annotations
 
@@ -11,48 +11,55 @@ if TYPE_CHECKING:
     from edgecompress.model.network import Model
 
 
-class SpeechForm(nn.Module):
-    """Waveform families: (batch, samples) -> last hidden state (batch, frames, width), or logits with a task head."""
+class WaveformForm(nn.Module):
+    """Families that read samples: (batch, samples) -> logits or last hidden state."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.network = model.network
         self.output = model.anatomy.output_name(model.architecture)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        return getattr(self.network(inputs), self.output)
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        return self.network(input_values)[self.output]
 
 
-class WhisperEncoderForm(nn.Module):
-    """Whisper's encoder: log-mel (batch, bins, frames) -> (batch, frames / 2, width), any even length up to the context.
+class WhisperForm(nn.Module):
+    """Whisper's encoder: (batch, mel bins, frames) -> (batch, frames / 2, width), or a classifier's logits.
 
-    The library's own forward insists on exactly 30 s; here shorter input gets the first positions.
+    The library's own forward insists on the whole context; here shorter audio uses the first positions, so the same
+    file serves 2 s commands at a fraction of the cost. At the whole context both say the same (parity checks it).
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.encoder = model.encoder_module
+        self.network = model.network if model.anatomy.output_name(model.architecture) == "logits" else None
+        self.weighted = bool(getattr(model.config, "use_weighted_layer_sum", False))
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        encoder = self.encoder
-        hidden = nn.functional.gelu(encoder.conv1(inputs))
+    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
+        encoder: Any = self.encoder
+        hidden = nn.functional.gelu(encoder.conv1(input_features))
         hidden = nn.functional.gelu(encoder.conv2(hidden)).permute(0, 2, 1)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        states = [hidden]
         for layer in encoder.layers:
-            said = layer(hidden, None, None) if _wants_head_mask(layer) else layer(hidden, None)
-            hidden = said[0] if isinstance(said, tuple) else said
-        return encoder.layer_norm(hidden)
+            said = layer(hidden, None)
+            hidden = said if isinstance(said, torch.Tensor) else said[0]  # transformers 4 gives a tuple
+            states.append(hidden)
+        states[-1] = hidden = encoder.layer_norm(hidden)
+        return hidden if self.network is None else classify(self.network, states, self.weighted)
 
 
-def _wants_head_mask(layer: nn.Module) -> bool:
-    """transformers 4 passes a head mask to each layer, transformers 5 does not."""
-    return "layer_head_mask" in layer.forward.__code__.co_varnames
+def classify(network: Any, states: list[torch.Tensor], weighted: bool) -> torch.Tensor:
+    """A Whisper classifier's logits, (batch, labels), from all hidden states, summed by learned weights or the last."""
+    hidden = states[-1]
+    if weighted:
+        weights = torch.softmax(network.layer_weights, dim=-1)
+        hidden = (torch.stack(states, dim=1) * weights.view(-1, 1, 1)).sum(dim=1)
+    logits: torch.Tensor = network.classifier(network.projector(hidden).mean(dim=1))
+    return logits
 
 
 def exportable(model: Model) -> nn.Module:
-    """The module to export, in eval mode: an exporter that finds its wrapper in train mode leaves dropout on."""
-    if model.family == "whisper" and not model.architecture.endswith("ForAudioClassification"):
-        return WhisperEncoderForm(model).eval()
-    return SpeechForm(model).eval()
+    """The module to trace. In eval mode itself: a wrapper left in train mode switches dropout on in the file."""
+    return (WhisperForm(model) if model.family == "whisper" else WaveformForm(model)).eval()

@@ -60,6 +60,9 @@ class Layer:
     def select_units(self, units: Sequence[int]) -> None:
         """Slice the feed-forward network to ``units`` (original numbers). With none, what stays is the bias of down."""
         place = {unit: i for i, unit in enumerate(self.units)}
+        gone = [unit for unit in units if unit not in place]
+        if gone:
+            raise ValueError(f"layer {self.number} has no unit {gone[0]}")
         rows = [place[unit] for unit in units]
         self.replace("up", select_outputs(self.up, rows))
         self.replace("down", select_inputs(self.down, rows))
@@ -73,6 +76,11 @@ class Layer:
         old = self.matrix(name)
         if not isinstance(old, nn.Linear | FactoredLinear):
             raise ModelError(f"layer {self.number} has no {name} left to factor", hint="leave this layer out")
+        if rank > min(old.in_features, old.out_features):
+            raise ModelError(
+                f"{name} of layer {self.number} is {old.out_features} x {old.in_features}: rank {rank} is more than it has",
+                hint=f"ask for {min(old.in_features, old.out_features)} or less",
+            )
         meta = old.bias is not None and old.bias.is_meta or dense_weight(old).is_meta
         with torch.device("meta" if meta else "cpu"):
             new = FactoredLinear(old.in_features, old.out_features, rank, bias=old.bias is not None)

@@ -141,25 +141,32 @@ class Model(nn.Module):
             raise ModelError(f"cannot carry out {edit!r}: {cause}", hint="indices are original ones, and must still be there") from cause
         self.edits = with_edit(self.edits, edit)
 
+    def _change(self, kind: type[Edit], **values: Any) -> None:
+        try:
+            edit = kind(**values)
+        except ValueError as cause:
+            raise ModelError(f"cannot carry out {kind.__name__} {values}: {cause}", hint="see edgecompress.model.edits") from cause
+        self.change(edit)
+
     def keep_heads(self, layer: int, heads: Sequence[int]) -> None:
         """Keep only these heads (original numbers) of a layer (original number)."""
-        self.change(edit_kinds.KeepHeads(layer=layer, heads=tuple(sorted(heads))))
+        self._change(edit_kinds.KeepHeads, layer=layer, heads=tuple(sorted(heads)))
 
     def keep_units(self, layer: int, units: Sequence[int]) -> None:
         """Keep only these feed-forward units (original numbers) of a layer (original number)."""
-        self.change(edit_kinds.KeepUnits(layer=layer, units=tuple(sorted(units))))
+        self._change(edit_kinds.KeepUnits, layer=layer, units=tuple(sorted(units)))
 
     def keep_layers(self, layers: Sequence[int]) -> None:
         """Keep only these layers (original numbers)."""
-        self.change(edit_kinds.KeepLayers(layers=tuple(sorted(layers))))
+        self._change(edit_kinds.KeepLayers, layers=tuple(sorted(layers)))
 
     def keep_context(self, positions: int) -> None:
         """Let Whisper's encoder see only the first ``positions`` frames of 20 ms."""
-        self.change(edit_kinds.KeepContext(positions=positions))
+        self._change(edit_kinds.KeepContext, positions=positions)
 
     def factor(self, layer: int, matrix: edit_kinds.Matrix, rank: int) -> None:
         """Factor a matrix of a layer by singular value decomposition at ``rank``."""
-        self.change(edit_kinds.Factor(layer=layer, matrix=matrix, rank=rank))
+        self._change(edit_kinds.Factor, layer=layer, matrix=matrix, rank=rank)
 
     def select_layers(self, numbers: Sequence[int]) -> None:
         """Carry out :class:`edits.KeepLayers`: WavLM's shared position bias moves to the first layer that is left."""
