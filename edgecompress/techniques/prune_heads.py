@@ -1,0 +1,126 @@
+"""Head pruning: attention heads that matter least are cut out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from edgecompress.techniques import count_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgecompress.model import Model
+    from edgecompress.model.layer import Layer
+    from edgecompress.techniques import Context
+    from edgecompress.techniques.statistics import Moments
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PruneHeads:
+    """Remove the attention heads that matter least and slice the matrices.
+
+    Scores: ``l1``, the absolute sum of a head's rows of W_q, W_k, W_v and their biases (Lin et al., 2022);
+    ``first_order``, |activation . gradient| per frame, normalised by layer (Michel et al., 2019; Lin et al.);
+    ``activation``, the variance of what the head adds to its layer on calibration audio, with the mean of what
+    is removed folded into the output bias. ``scope = "layer"`` takes the same share from every layer;
+    ``"global"`` ranks all heads of the model, normalised by layer, and keeps the best head of each layer.
+    A layer that loses all heads keeps its output bias.
+    """
+
+    kind: ClassVar[str] = "prune_heads"
+    ratio: Annotated[float, Field(gt=0, le=1, description="share of the heads that are removed")]
+    score: Literal["l1", "first_order", "activation"] = "l1"
+    scope: Literal["layer", "global"] = "layer"
+    compensate: Annotated[bool | None, Field(description="fold the mean of what is removed into the bias; default: with score activation")] = None
+
+    @property
+    def compensates(self) -> bool:
+        """Whether the mean of what is removed is folded into the bias."""
+        return self.score == "activation" if self.compensate is None else self.compensate
+
+    @property
+    def needs_clips(self) -> bool:
+        """Whether calibration audio is looked at."""
+        return self.compensates or self.score != "l1"
+
+    def apply(self, model: Model, context: Context) -> None:
+        from edgecompress.techniques.statistics import input_moments
+
+        layers = [layer for layer in model.layers if layer.heads]
+        needs_moments = self.compensates or self.score == "activation"
+        moments = input_moments(model, context, self.kind, "out_proj", layers) if needs_moments else {}
+        scores = head_scores(model, layers, self.score, context, moments)
+        for layer, removed in choose(layers, scores, self.ratio, self.scope).items():
+            if self.compensates:
+                fold_mean(layer, "out_proj", [i for place in removed for i in _columns(layer, place)], moments[layer.number].mean)
+            gone = {layer.heads[place] for place in removed}
+            model.keep_heads(layer.number, [head for head in layer.heads if head not in gone])
+
+
+def _columns(layer: Layer, place: int) -> range:
+    width = layer.attention.head_dim
+    return range(place * width, (place + 1) * width)
+
+
+def head_scores(
+    model: Model, layers: list[Layer], score: str, context: Context, moments: dict[int, Moments]
+) -> dict[int, torch.Tensor]:
+    """One score (heads left,) a layer; the higher, the more it matters."""
+    import torch
+
+    from edgecompress.model.linear import dense_weight
+    from edgecompress.techniques.statistics import first_order
+
+    if score == "first_order":
+        raw = first_order(model, context, PruneHeads.kind, "out_proj", layers, layers[0].attention.head_dim if layers else 1)
+        return {number: values / (values.norm() + 1e-20) for number, values in raw.items()}
+    scores = {}
+    with torch.no_grad():
+        for layer in layers:
+            heads, width = len(layer.heads), layer.attention.head_dim
+            if score == "l1":
+                total = torch.zeros(heads, dtype=torch.float64)
+                for name in ("q_proj", "k_proj", "v_proj"):
+                    matrix = layer.matrix(name)
+                    total += dense_weight(matrix).abs().double().sum(1).view(heads, width).sum(1)
+                    if matrix.bias is not None:
+                        total += matrix.bias.abs().double().view(heads, width).sum(1)
+                scores[layer.number] = total
+            else:
+                weight = dense_weight(layer.matrix("out_proj")).double().view(-1, heads, width)
+                covariance = moments[layer.number].covariance
+                blocks = torch.stack([covariance[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(heads)])
+                scores[layer.number] = torch.einsum("ohi,hij,ohj->h", weight, blocks, weight)
+    return scores
+
+
+def choose(layers: list[Layer], scores: dict[int, torch.Tensor], ratio: float, scope: str) -> dict[Layer, list[int]]:
+    """Places to remove in each layer: the same share everywhere, or the lowest of all but each layer's best."""
+    if scope == "layer":
+        return {
+            layer: sorted(scores[layer.number].argsort()[: count_of(ratio, len(scores[layer.number]))].tolist()) for layer in layers
+        }
+    ranked = []
+    for layer in layers:
+        values = scores[layer.number] / (scores[layer.number].norm() + 1e-20)
+        best = int(values.argmax())
+        ranked += [(float(value), layer.number, place) for place, value in enumerate(values) if place != best]
+    total = sum(len(values) for values in scores.values())
+    gone = sorted(ranked)[: count_of(ratio, total)]
+    return {layer: sorted(place for _, number, place in gone if number == layer.number) for layer in layers}
+
+
+def fold_mean(layer: Layer, matrix: str, columns: list[int], mean: torch.Tensor) -> None:
+    """Add to a matrix's bias what its ``columns`` say on average, before they are removed."""
+    import torch
+
+    from edgecompress.model.linear import dense_weight
+
+    linear = layer.matrix(matrix)
+    if not columns or linear.bias is None:
+        return
+    with torch.no_grad():
+        linear.bias += (dense_weight(linear).double()[:, columns] @ mean[columns]).to(linear.bias.dtype)
