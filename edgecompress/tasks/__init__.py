@@ -1,0 +1,125 @@
+"""Tasks: what a score is. Here is the contract; each task is one file.
+
+A task is a frozen dataclass of parameters with one verb, ``score(subject, source, clips)``; its fields are its keys in
+a job. It returns clip by clip numerators and denominators: a score is their sums' ratio, and its interval a bootstrap
+over clips, both computed when read. A subject is a model together with how its encoder is run (torch, or an exported
+file in the runtime that will run it), so one task scores checkpoints and artifacts alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from edgecompress.records import ScoreItem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from edgecompress.model import Model
+
+Progress = Callable[[str], None]
+
+
+class NamedClip(Protocol):
+    """A recording: its name (a path relative to the audio folder) and 16 kHz mono float32 samples."""
+
+    name: str
+    samples: np.ndarray
+
+
+@dataclass
+class Subject:
+    """What is scored: ``model`` prepares the audio (and decodes, for Whisper); ``run`` is its encoder.
+
+    ``run`` takes the encoder's input and gives what the exported graph gives: last hidden states
+    (batch, frames, width), or the logits of a task head. Answers are kept, so that two tasks ask once.
+    """
+
+    model: Model
+    run: Callable[[torch.Tensor], torch.Tensor]
+    batch_size: int = 8
+    _outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    _texts: dict[str, str] = field(default_factory=dict)
+
+    def outputs(self, clips: Sequence[NamedClip], progress: Progress | None = None) -> list[torch.Tensor]:
+        """The encoder's answer to each clip, batch 1 each."""
+        import torch
+
+        missing = [clip for clip in clips if clip.name not in self._outputs]
+        done = 0
+        with torch.no_grad():
+            for inputs in self.model.batches([clip.samples for clip in missing], size=self.batch_size):
+                answer = self.run(inputs)
+                for row in range(inputs.shape[0]):
+                    self._outputs[missing[done].name] = answer[row : row + 1].clone()
+                    done += 1
+                if progress:
+                    progress(f"encoded {done} of {len(missing)} clips")
+        return [self._outputs[clip.name] for clip in clips]
+
+    def texts(self, clips: Sequence[NamedClip], progress: Progress | None = None) -> list[str]:
+        """What the full model writes for each clip (Whisper)."""
+        import torch
+
+        from edgecompress.model.decoding import transcribe
+
+        missing = [clip for clip in clips if clip.name not in self._texts]
+        for start in range(0, len(missing), self.batch_size):
+            some = missing[start : start + self.batch_size]
+            for clip, text in zip(some, transcribe(self.model, torch.cat(self.outputs(some))), strict=True):
+                self._texts[clip.name] = text
+            if progress:
+                progress(f"transcribed {min(start + self.batch_size, len(missing))} of {len(missing)} clips")
+        return [self._texts[clip.name] for clip in clips]
+
+
+def in_torch(model: Model) -> Subject:
+    """A model scored as it is, in torch."""
+    from edgecompress.model.forms import exportable
+
+    return Subject(model, exportable(model))
+
+
+def in_onnxruntime(model: Model, path: str, threads: int = 0) -> Subject:
+    """An exported encoder scored in ONNX Runtime, with the model's own front matter and decoder around it."""
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(inputs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
+
+    return Subject(model, run)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric, clip by clip, with the conditions it holds under."""
+
+    metric: str
+    higher_is_better: bool
+    items: list[ScoreItem]
+    skipped: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """The contract."""
+
+    kind: ClassVar[str]
+
+    def score(
+        self, subject: Subject, source: Subject, clips: Sequence[NamedClip], folder: str | None, progress: Progress | None = None
+    ) -> Result:
+        """Score ``subject``. ``source`` is the untouched model; ``folder`` is where the clips came from, for truths beside them.
+
+        Raises:
+            EdgeCompressError: the task does not fit this model, or its truths are missing.
+        """
