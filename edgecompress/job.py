@@ -1,0 +1,142 @@
+"""What a job asks for, as frozen values: a Recipe, and the Job around recipes. ``recipe`` reads them from TOML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, model_validator
+
+DENSE = "dense"
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A name and the techniques that make it, in order. Without techniques it is the untouched model."""
+
+    name: str
+    techniques: tuple[Any, ...] = ()
+
+
+class Table(BaseModel):
+    """A TOML table: frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RandomModel(Table):
+    """A model with random weights: a transformers ``config.json`` (path beside the job) and a seed."""
+
+    config: str
+    seed: int = 0
+
+
+class ModelSource(Table):
+    """Where the source model is: a folder (``${NAME}`` is expanded by ``paths``) or hub id, or random weights."""
+
+    path: str | None = None
+    random: RandomModel | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ModelSource:
+        if (self.path is None) == (self.random is None):
+            raise ValueError("needs either path or random")
+        return self
+
+
+class SyntheticAudio(Table):
+    """Clips made in code."""
+
+    clips: Annotated[int, Field(ge=1, le=10_000)]
+    seconds: Annotated[float, Field(ge=0.1, le=60)] = 3.0
+    seed: int = 0
+
+
+class AudioSource(Table):
+    """Where clips come from: a folder, a manifest in it, or synthesis; and how many calibrate and are scored."""
+
+    folder: str | None = None
+    manifest: str | None = None
+    dataset: str | None = None
+    synthetic: SyntheticAudio | None = None
+    calibration: Annotated[int, Field(ge=0)] = 0
+    evaluation: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AudioSource:
+        if (self.folder is None) == (self.synthetic is None):
+            raise ValueError("needs either folder or synthetic")
+        if self.manifest is not None and self.folder is None:
+            raise ValueError("manifest needs folder")
+        if self.dataset is not None and self.manifest is None:
+            raise ValueError("dataset needs manifest")
+        if self.calibration + self.evaluation == 0:
+            raise ValueError("calibration and evaluation are both 0: no clip would be used")
+        if self.synthetic is not None and self.calibration + self.evaluation > self.synthetic.clips:
+            wanted = self.calibration + self.evaluation
+            raise ValueError(f"calibration and evaluation need {wanted} clips, synthetic makes {self.synthetic.clips}")
+        return self
+
+
+class Export(Table):
+    """One format at one or more precisions."""
+
+    format: str
+    precisions: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], Field(min_length=1)] = ("fp32",)
+
+
+class Measure(Table):
+    """On which devices, and how each repetition (a fresh process) is timed."""
+
+    devices: Annotated[tuple[str, ...], Field(min_length=1)] = ("local",)
+    threads: Positive = 1
+    repetitions: Positive = 3
+    warmup_s: Annotated[float, Field(ge=0)] = 0.5
+    min_samples: Positive = 10
+    min_seconds: Annotated[float, Field(ge=0)] = 2.0
+    max_seconds: PositiveSeconds = 30.0
+    timeout_s: PositiveSeconds = 300.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Measure:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds {self.min_seconds:g} is above max_seconds {self.max_seconds:g}")
+        return self
+
+
+def describe(step: Any) -> dict[str, Any]:
+    """A technique or task as its TOML table: ``{"kind": ..., field: value, ...}`` with JSON values."""
+    return {"kind": type(step).kind, **TypeAdapter(type(step)).dump_python(step, mode="json")}
+
+
+def _tables(steps: tuple[Any, ...]) -> list[dict[str, Any]]:
+    return [describe(step) for step in steps]
+
+
+def _recipes(recipes: tuple[Recipe, ...]) -> list[dict[str, Any]]:
+    return [{"name": recipe.name, "techniques": _tables(recipe.techniques)} for recipe in recipes]
+
+
+class Job(BaseModel):
+    """All that ``run`` is asked to do. ``recipes`` begins with ``dense``, the untouched model: the reference.
+
+    ``file`` is where it was read from; ``model_dump(mode="json")`` is the job without it, as data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: Name
+    output: str
+    seed: int = 0
+    model: ModelSource
+    audio: AudioSource | None = None
+    recipes: Annotated[tuple[Recipe, ...], PlainSerializer(_recipes)] = (Recipe(DENSE),)
+    exports: tuple[Export, ...] = ()
+    scores: Annotated[tuple[Any, ...], PlainSerializer(_tables)] = ()
+    measure: Measure | None = None
+    file: Annotated[Path, Field(exclude=True)] = Path("job.toml")

@@ -1,0 +1,151 @@
+"""TOML in, frozen values out: a Recipe (a name and its techniques) or a Job (all that a run is asked to do).
+
+Every fault of a file is named at once, in one RecipeError, with the nearest spelling. Parsing needs no torch.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from edgecompress import plugins
+from edgecompress.errors import RecipeError
+from edgecompress.faults import Faults, build, step_of
+from edgecompress.job import DENSE, AudioSource, Export, Job, Measure, ModelSource, Name, Recipe, Table, describe
+
+__all__ = ["DENSE", "Job", "Recipe", "describe", "read_job", "read_recipe"]
+
+
+class _Head(Table):
+    """What a job says at its top level, its tables aside."""
+
+    name: Name
+    output: str
+    seed: int = 0
+
+
+class _RecipeHead(Table):
+    name: Name
+
+
+_TABLES = ("model", "audio", "recipe", "export", "score", "measure")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file: ``name`` and ``[[technique]]`` tables.
+
+    Raises:
+        RecipeError: all that is wrong with it.
+    """
+    data = read_toml(path)
+    faults = Faults(path.name)
+    recipe = _recipe(faults, data, "")
+    faults.raise_if_any()
+    assert recipe is not None
+    return recipe
+
+
+def read_job(path: Path, devices: Collection[str] | None = None) -> Job:
+    """Read a job file. ``devices`` are the names that ``measure.devices`` may hold; None leaves them unchecked.
+
+    Raises:
+        RecipeError: all that is wrong with it, unknown techniques, tasks, formats and devices among it.
+    """
+    data = read_toml(path)
+    faults = Faults(path.name)
+    head = build(faults, _Head, {k: v for k, v in data.items() if k not in _TABLES}, "", also=_TABLES)
+    model = build(faults, ModelSource, data.get("model", {}), "[model]")
+    audio = build(faults, AudioSource, data["audio"], "[audio]") if "audio" in data else None
+    measure = build(faults, Measure, data["measure"], "[measure]") if "measure" in data else None
+    recipes = _job_recipes(faults, faults.tables(data, "recipe"))
+    exports = [
+        build(faults, Export, table, f"export {number}")
+        for number, table in enumerate(faults.tables(data, "export"), 1)
+    ]
+    scores = [
+        step_of(faults, "tasks", table, f"score {number}", key="task")
+        for number, table in enumerate(faults.tables(data, "score"), 1)
+    ]
+    _check_names(faults, [e for e in exports if e], measure, devices)
+    _check_needs(faults, data, audio)
+    faults.raise_if_any()
+    assert head is not None and model is not None
+    return Job(
+        **head.model_dump(), model=model, audio=audio, measure=measure, file=path,
+        recipes=(Recipe(DENSE), *recipes), exports=tuple(exports), scores=tuple(scores),
+    )  # fmt: skip
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's tables.
+
+    Raises:
+        RecipeError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise RecipeError(f"no such file: {path}", hint="give the path of a TOML file") from cause
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise RecipeError(
+            f"{path}: not readable as TOML: {cause}", hint="strings stand in quotes, tables in [brackets]"
+        ) from cause
+
+
+def _recipe(faults: Faults, data: dict[str, Any], where: str) -> Recipe | None:
+    """A recipe from its table; faults are noted."""
+    head = build(faults, _RecipeHead, {k: v for k, v in data.items() if k != "technique"}, where, also=("technique",))
+    tables = faults.tables(data, "technique", where)
+    if not tables:
+        faults.add(where, "no techniques", "add a [[technique]] table with a kind")
+    prefix = f"{where}: " if where else ""
+    steps = [step_of(faults, "techniques", table, f"{prefix}step {n}", key="kind") for n, table in enumerate(tables, 1)]
+    return Recipe(head.name, tuple(steps)) if head else None
+
+
+def _job_recipes(faults: Faults, tables: list[dict[str, Any]]) -> list[Recipe]:
+    recipes = []
+    seen = {DENSE}
+    for number, table in enumerate(tables, 1):
+        where = f"recipe {table.get('name', number)!r}" if isinstance(table.get("name"), str) else f"recipe {number}"
+        recipe = _recipe(faults, table, where)
+        if recipe is not None and recipe.name in seen:
+            hint = (
+                "the untouched model is added by itself under that name" if recipe.name == DENSE else "names are unique"
+            )
+            faults.add(where, f"there is already a recipe {recipe.name!r}", hint)
+        elif recipe is not None:
+            seen.add(recipe.name)
+            recipes.append(recipe)
+    return recipes
+
+
+def _check_names(
+    faults: Faults, exports: list[Export], measure: Measure | None, devices: Collection[str] | None
+) -> None:
+    formats = plugins.names("exporters")
+    for number, export in enumerate(exports, 1):
+        if export.format not in formats:
+            faults.add(
+                f"export {number}", f"no format is called {export.format!r}", plugins.nearest(export.format, formats)
+            )
+    for device in measure.devices if measure and devices is not None else ():
+        if device not in devices:  # type: ignore[operator]
+            hint = plugins.nearest(device, sorted(devices))  # type: ignore[arg-type]
+            faults.add(
+                "[measure]", f"no device is called {device!r}", f"{hint}; `edgecompress device add` makes one known"
+            )
+
+
+def _check_needs(faults: Faults, data: dict[str, Any], audio: AudioSource | None) -> None:
+    """What one table needs of another."""
+    if data.get("score") and "audio" not in data:
+        faults.add("", "[[score]] needs clips, and there is no [audio]", "add [audio] with a folder or synthetic clips")
+    if data.get("score") and audio is not None and audio.evaluation == 0:
+        faults.add(
+            "[audio]", "[[score]] needs clips, and evaluation is 0", "set evaluation to the number of clips to score"
+        )
+    if "measure" in data and not data.get("export"):
+        faults.add("", "[measure] needs an artifact, and there is no [[export]]", "add [[export]] with a format")
