@@ -1,0 +1,188 @@
+"""Commands that load a model: inspect, compress, export, score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgecompress.audio import Clips
+    from edgecompress.model import Model
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Audio = Annotated[Path | None, typer.Option(help="Folder of recordings, or a manifest.csv beside them.")]
+Dataset = Annotated[str | None, typer.Option(help="Only this dataset of the manifest.")]
+Seed = Annotated[int, typer.Option(help="Chooses the clips.")]
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, checkpoint, or hub id.")],
+    seconds: Annotated[
+        float | None, typer.Option(help="Audio length for the costs; default 10, or Whisper's context.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what a model is and costs: parameters, bytes, multiply-accumulates by part."""
+    from edgecompress.cli import say
+
+    with say.working(f"loading {model}"):
+        facts = _facts(_load(model), seconds)
+    if json:
+        say.as_json(facts)
+        return
+    parameters, macs = facts["parameters"], facts["macs"]
+    rows: list[tuple[str, object]] = [
+        ("model", f"{facts['name']} ({facts['architecture']}{', random weights' if facts['random_weights'] else ''})"),
+        ("parameters", f"{parameters['total']:,} ({parameters['nonzero']:,} not zero)"),
+        ("bytes", f"{facts['bytes']:,}"),
+        ("layers", " ".join(f"{one['number']}:{one['heads']}h/{one['units']}u" for one in facts["layers"])),
+        (f"MACs for {facts['seconds']:g} s", f"{macs['total']:,}"),
+        ("MACs per second", f"{macs['per_second']:,.0f}"),
+    ]
+    rows += [(f"  {part}", f"{count:,} ({count / macs['total']:.1%})") for part, count in macs["parts"].items()]
+    say.table(("what", "value"), rows)
+
+
+def _facts(model: Model, seconds: float | None) -> dict[str, Any]:
+    """What ``inspect --json`` prints."""
+    from edgecompress import cost
+
+    layers = [{"number": one.number, "heads": len(one.heads), "units": len(one.units)} for one in model.layers]
+    known = cost.measure(model, seconds)
+    return {
+        **known.model_dump(mode="json"),
+        # An untouched folder is as big as it is (half precision, say); a checkpoint as save() writes it.
+        "bytes": model.origin.source_bytes or known.bytes,
+        "family": model.family,
+        "architecture": model.architecture,
+        "name": model.origin.source.name,
+        "random_weights": model.origin.source.random_weights,
+        "sha256": model.origin.source.sha256,
+        "layers": layers,
+        "edits": len(model.edits),
+        "max_seconds": model.max_seconds,
+    }
+
+
+def compress(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, checkpoint, or hub id.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint.")],
+    audio: Audio = None,
+    dataset: Dataset = None,
+    clips: Annotated[int, typer.Option(help="How many recordings calibrate, at most.")] = 40,
+    seed: Seed = 0,
+) -> None:
+    """Apply a recipe to a model and write the checkpoint."""
+    from edgecompress import pipeline
+    from edgecompress.cli import say
+    from edgecompress.recipe import read_recipe
+
+    asked = read_recipe(recipe)
+    folder = say.free_folder(output, "checkpoint.json")
+    calibration = _read(audio, dataset, clips, seed) if audio else None
+    with say.working(f"loading {model}") as progress:
+        source = _load(model)
+        record = pipeline.write_checkpoint(source, asked, folder, clips=calibration, seed=seed, progress=progress)
+    for step in record.steps:
+        before, after = step.before.parameters.nonzero, step.after.parameters.nonzero
+        say.note(f"{step.kind}: {before:,} -> {after:,} parameters that are not zero, {step.seconds:.1f} s")
+        for text in step.notes:
+            say.note(f"  {text}")
+    print(folder)
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, model folder, or hub id.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the artifact.")],
+    format: Annotated[str, typer.Option(help="Format: see `list exporters`.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    audio: Audio = None,
+    dataset: Dataset = None,
+    seed: Seed = 0,
+) -> None:
+    """Export a model, check it against PyTorch at several lengths, and write the artifact."""
+    from edgecompress import exporters, plugins
+    from edgecompress.cli import say
+
+    plugins.find("exporters", format)
+    folder = say.free_folder(output, "artifact.json")
+    clips = _read(audio, dataset, 2, seed).arrays if audio else None
+    with say.working(f"exporting {checkpoint} to {format} {precision}"):
+        made = _made(checkpoint)
+        artifact = exporters.export(
+            _load(checkpoint), format, folder, precision=precision, clips=clips,
+            recipe=made.recipe if made else "", techniques=made.techniques if made else (),
+        )  # fmt: skip
+    worst = max(case.relative for case in artifact.parity.cases)
+    size = sum(file.bytes for name, file in artifact.files.items() if name == artifact.model_file)
+    say.note(f"{size / 2**20:.1f} MiB; greatest difference from PyTorch {worst:.2e} of the output's greatest value")
+    print(folder)
+
+
+def score(
+    target: Annotated[str, typer.Argument(metavar="CHECKPOINT_OR_ARTIFACT", help="What is scored.")],
+    task: Annotated[str, typer.Option(help="Task: see `list tasks`.")],
+    audio: Annotated[Path, typer.Option(help="Folder of recordings, or a manifest.csv beside them.")],
+    source: Annotated[
+        str | None, typer.Option(help="The untouched model: needed for artifacts, and to compare with.")
+    ] = None,
+    dataset: Dataset = None,
+    clips: Annotated[int | None, typer.Option(help="How many recordings; default: all.")] = None,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File for the score's record.")] = None,
+    json: Json = False,
+) -> None:
+    """Score a checkpoint or an artifact on audio."""
+    from edgecompress import stats
+    from edgecompress.cli import say, scoring
+
+    asked = scoring.task(task)
+    recordings = _read(audio, dataset, clips, seed)
+    folder = audio if audio.is_dir() else audio.parent
+    with say.working(f"scoring {target}") as progress:
+        record = scoring.score(target, asked, recordings, folder, source, progress)
+    if output is not None:
+        record.write(output)
+    if json:
+        say.as_json(record.model_dump(by_alias=True, mode="json"))
+        return
+    found = stats.score([item.numerator for item in record.items], [item.denominator for item in record.items])
+    interval = f" [{found.low:.4f}, {found.high:.4f}]" if found and found.low is not None else ""
+    say.table(
+        ("metric", "value", "clips"),
+        [(record.metric, f"{found.value:.4f}{interval}" if found else "none", len(record.items))],
+    )
+    say.skipped(record.skipped)
+    if output is not None:
+        print(output)
+
+
+def _load(path: str) -> Model:
+    from edgecompress import model
+
+    return model.load(path)
+
+
+def _made(path: str) -> Any:
+    """How a checkpoint was made; None for a folder that we did not write."""
+    from edgecompress.records import Checkpoint
+
+    record = Path(path) / "checkpoint.json"
+    return Checkpoint.read(record) if record.is_file() else None
+
+
+def _read(audio: Path, dataset: str | None, limit: int | None, seed: int) -> Clips:
+    """Recordings from a folder or a manifest; those skipped are named on standard error."""
+    from edgecompress.audio import read_folder, read_manifest
+    from edgecompress.cli import say
+
+    manifest = audio if audio.is_file() else audio / "manifest.csv" if dataset else None
+    if manifest:
+        clips = read_manifest(manifest, dataset=dataset, limit=limit, seed=seed)
+    else:
+        clips = read_folder(audio, limit=limit, seed=seed)
+    say.skipped(clips.skipped)
+    return clips

@@ -1,0 +1,155 @@
+"""Commands that measure and report: bench, report, run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgecompress.records import Measurement
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def bench(
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE_OR_ARTIFACT", help="An artifact folder, or any plain .onnx file.")
+    ],
+    on: Annotated[str, typer.Option("--on", help="Device to measure on.")] = "local",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the measurement; `report` reads it.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads the runtime may use.")] = 1,
+    repetitions: Annotated[int, typer.Option(help="Fresh processes.")] = 3,
+    warmup_s: Annotated[float, typer.Option(help="Warm-up in each process, seconds.")] = 0.5,
+    min_samples: Annotated[int, typer.Option(help="At least so many samples in each process ...")] = 20,
+    min_seconds: Annotated[float, typer.Option(help="... over at least so many seconds,")] = 2.0,
+    max_seconds: Annotated[float, typer.Option(help="but no longer than this.")] = 20.0,
+    timeout_s: Annotated[float, typer.Option(help="Limit of the whole measurement, seconds.")] = 600.0,
+    seconds: Annotated[float | None, typer.Option(help="Audio length to time, if not the golden input's.")] = None,
+    dim: Annotated[list[str] | None, typer.Option(help="Size of a dimension of a plain file: NAME=SIZE.")] = None,
+    inputs: Annotated[Path | None, typer.Option(help="Inputs for a plain file: .npz, or folder of .npy.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure a model on a device: latency, memory, and whether the device's answer is right."""
+    from edgecompress import devices, session
+    from edgecompress.cli import say
+    from edgecompress.records import Artifact, content_key
+
+    plan = session.Plan(
+        threads=threads, repetitions=repetitions, warmup_s=warmup_s, min_samples=min_samples, min_seconds=min_seconds,
+        max_seconds=max_seconds, timeout_s=timeout_s, seconds=seconds,
+    )  # fmt: skip
+    given = inputs or _sizes(dim or [])
+    with devices.open_device(on) as device, say.working(f"measuring {target.name} on {on}") as progress:
+        if target.is_dir():
+            artifact = Artifact.read(target / "artifact.json")
+            measurement = session.measure(device, artifact, target, plan, progress)
+        else:
+            measurement = session.measure_file(device, target, plan, given, progress=progress)
+    if output is not None:
+        stem = target.resolve().name if target.is_dir() else target.stem
+        written = output / "measurements" / f"{stem}-{on}-{content_key(measurement.plan)}.json"
+        measurement.write(written)
+    if json:
+        say.as_json(measurement.model_dump(by_alias=True, mode="json"))
+    else:
+        _told(measurement)
+    if output is not None and not json:
+        print(written)
+
+
+def _sizes(pairs: list[str]) -> dict[str, int] | None:
+    """``["batch=1"]`` as ``{"batch": 1}``."""
+    from edgecompress.errors import RecipeError
+
+    sizes = {}
+    for pair in pairs:
+        name, _, size = pair.partition("=")
+        if not name or not size.isdigit() or int(size) < 1:
+            raise RecipeError(f"--dim {pair}: not NAME=SIZE", hint="e.g. --dim batch=1 --dim samples=16000")
+        sizes[name] = int(size)
+    return sizes or None
+
+
+def _told(measurement: Measurement) -> None:
+    """The few numbers that a person at a terminal wants; the report says how sure they are."""
+    import statistics
+
+    from edgecompress.cli import say
+
+    samples = [ns for one in measurement.repetitions for ns in one.samples_ns]
+    median_s = statistics.median(samples) / 1e9
+    rows: list[tuple[str, object]] = [
+        ("device", measurement.device),
+        (
+            "runtime",
+            f"{measurement.runtime} {measurement.runtime_version}, {measurement.plan.get('threads')} thread(s)",
+        ),
+        ("median latency", f"{median_s * 1e3:.3f} ms (n = {len(samples)}, {len(measurement.repetitions)} processes)"),
+        ("fastest, slowest", f"{min(samples) / 1e6:.3f} ms, {max(samples) / 1e6:.3f} ms"),
+        ("peak memory", f"{max(one.peak_rss_bytes for one in measurement.repetitions) / 2**20:.1f} MiB"),
+        ("bytes sent", measurement.bytes_sent),
+    ]
+    if measurement.audio_seconds:
+        rows.insert(
+            3, ("real-time factor", f"{median_s / measurement.audio_seconds:.4f} on {measurement.audio_seconds:g} s")
+        )
+    checks = [check for one in measurement.repetitions for check in one.golden]
+    rows.append(
+        ("golden output", "right" if checks and all(check.passed for check in checks) else "none to compare with")
+    )
+    say.table(("what", "value"), rows)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or one that `bench -o` wrote.")],
+    json: Json = False,
+) -> None:
+    """Write the report of a folder: an offline HTML page, table.csv and report.md."""
+    from edgecompress import report as room
+    from edgecompress.cli import say
+    from edgecompress.errors import RecordError
+
+    if not folder.is_dir():
+        raise RecordError(
+            f"no such folder: {folder}", hint="give the folder that `edgecompress run` or `bench -o` wrote"
+        )
+    page = room.write(folder)
+    if json:
+        say.as_json(room.summary(folder))
+    else:
+        print(page)
+
+
+def run(
+    job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="What to compress, export, score and measure.")],
+    json: Json = False,
+) -> None:
+    """Do all that a job asks for, cell by cell, and report. Run again, it skips what is finished.
+
+    Exit status 0: every cell is filled; 1: the report is written, but some cells failed; 2: nothing could start.
+    """
+    from edgecompress import devices, pipeline
+    from edgecompress.cli import say
+    from edgecompress.paths import existing
+    from edgecompress.recipe import read_job
+
+    asked = read_job(job, devices=set(devices.list_devices()))
+    if asked.audio is not None and asked.audio.folder is not None:
+        existing(asked.audio.folder, "audio folder")  # now, not in the first cell that wants a clip
+    with say.working(f"running {asked.name}") as progress:
+        result = pipeline.run(asked, progress=progress)
+    say.note(f"{result.filled} cells filled, {result.skipped} already there, {result.failed} failed")
+    if json:
+        say.as_json(_as_data(result))
+    else:
+        print(result.report)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _as_data(result: Any) -> dict[str, Any]:
+    return {"report": str(result.report), "filled": result.filled, "skipped": result.skipped, "failed": result.failed}

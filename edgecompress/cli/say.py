@@ -1,0 +1,101 @@
+"""How commands talk: results on standard output, what goes on meanwhile on standard error."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgecompress.errors import RecordError
+
+FAILED = "failed: "  # how the pipeline begins to tell of a cell that could not be filled
+
+
+def as_json(value: Any) -> None:
+    """A value for a machine, on standard output."""
+    print(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line for a person, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def working(first: str) -> Iterator[Callable[[str], None]]:
+    """Tell what is going on: a moving line on a terminal; elsewhere lines, without those that only count on."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _seldom(first)
+        return
+    with console.status(escape(first)) as status:
+
+        def tell(text: str) -> None:
+            if text.startswith(FAILED):
+                console.print(escape(text))
+            else:
+                status.update(escape(text))
+
+        yield tell
+
+
+def _seldom(first: str) -> Callable[[str], None]:
+    """Notes a text of a new kind at once, and one that differs from earlier ones by its numbers every five seconds."""
+    kinds: set[str] = set()
+    told_at = 0.0
+
+    def tell(text: str) -> None:
+        nonlocal told_at
+        kind = re.sub(r"\d+", "", text)
+        if kind in kinds and time.monotonic() - told_at < 5:
+            return
+        kinds.add(kind)
+        told_at = time.monotonic()
+        note(text)
+
+    tell(first)
+    return tell
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = ()) -> None:
+    """Rows in aligned columns on standard output; ``numbers`` are the columns that are set to the right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
+    for line in [list(columns), *texts]:
+        cells = [
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def skipped(reasons: dict[str, str]) -> None:
+    """Which audio files could not be used: their number, and the first five by name."""
+    if not reasons:
+        return
+    note(f"skipped {len(reasons)} audio file{'s' if len(reasons) > 1 else ''}:")
+    for name, reason in list(reasons.items())[:5]:
+        note(f"  {name}: {reason}")
+    if len(reasons) > 5:
+        note(f"  and {len(reasons) - 5} more")
+
+
+def free_folder(folder: Path, record: str) -> Path:
+    """An output folder that may be written whole: absent, empty, or one we wrote before (it holds ``record``).
+
+    Raises:
+        RecordError: it holds something else, which writing would replace.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RecordError(f"{folder} is a file", hint="give another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / record).is_file():
+        raise RecordError(f"{folder} is not empty and has no {record}: it would be replaced", hint="give a new folder")
+    return folder
