@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress import __version__, records, sources
-from edgecompress.errors import EdgeCompressError, ExportError
+from edgecompress.errors import (
+    Busy,
+    EdgeCompressError,
+    HostKeyChanged,
+    HostKeyUnknown,
+    Refused,
+    RuntimeMissing,
+    Unreachable,
+)
 from edgecompress.job import AudioSource, Job, Recipe, describe
 from edgecompress.paths import existing, expand
 from edgecompress.records import Artifact, Checkpoint, Failure, Run, Score, Source
@@ -23,9 +31,12 @@ from edgecompress.records import Artifact, Checkpoint, Failure, Run, Score, Sour
 if TYPE_CHECKING:
     from edgecompress.audio import Clips
     from edgecompress.model import Model
+    from edgecompress.session import Plan
     from edgecompress.tasks import Subject
 
 Say = Callable[[str], None]
+# What is wrong with a device and not with the artifact on it: asking again for every artifact would only take time.
+DEVICE_IS_OUT = (Unreachable, HostKeyUnknown, HostKeyChanged, Refused, RuntimeMissing)
 TOOL = f"edgecompress {__version__}"
 
 
@@ -123,16 +134,54 @@ def run(job: Job, progress: Say | None = None) -> RunResult:
 
     state = _Run(job, expand(job.output), progress or (lambda text: None))
     recipes = [recipe.name for recipe in job.recipes]
-    asked = job.model_dump(mode="json")
-    Run(name=job.name, source=state.source, job=asked, recipes=recipes, tool=TOOL).write(state.folder / "run.json")
-    checkpoints = [_checkpoint(state, recipe) for recipe in job.recipes]
-    artifacts = [pair for checkpoint in checkpoints if checkpoint for pair in _artifacts(state, checkpoint)]
-    for folder, artifact in artifacts:
-        _scores(state, folder, artifact)
-    _measurements(state, artifacts)
-    _sweep_failures(state)
-    state.say("writing the report")
-    return RunResult(report.write(state.folder), state.filled, state.skipped, state.failed)
+    record = Run(name=job.name, source=state.source, job=job.model_dump(mode="json"), recipes=recipes, tool=TOOL)
+    state.say(
+        f"{len(state.clips[0])} clips calibrate, {len(state.clips[1])} are scored, {len(state.clips[0].skipped)} were skipped"
+    )
+    with _only_run(state.folder):
+        record.write(state.folder / "run.json")
+        checkpoints = [_checkpoint(state, recipe) for recipe in job.recipes]
+        made = [one for checkpoint in checkpoints if checkpoint for one in _artifacts(state, checkpoint)]
+        for one in made:
+            _scores(state, one)
+        _measurements(state, made)
+        _sweep_failures(state)
+        state.say("writing the report")
+        return RunResult(report.write(state.folder), state.filled, state.skipped, state.failed)
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two runs at once would sweep away each other's unfinished cells. The kernel frees it.
+
+    Raises:
+        Busy: another run has it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise Busy(
+                f"another run is working in {folder}", hint="wait for it, or give the job another output"
+            ) from cause
+        yield
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An artifact, its folder, and the checkpoint it was made of."""
+
+    folder: Path
+    artifact: Artifact
+    checkpoint: Path
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The fields of a Failure that name the artifact."""
+        return {"recipe": self.artifact.recipe, "format": self.artifact.format, "precision": self.artifact.precision}
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -148,14 +197,25 @@ def _checkpoint(state: _Run, recipe: Recipe) -> Path | None:
         return folder
     with state.cell(folder.name, stage="compress", recipe=recipe.name):
         write_checkpoint(
-            state.source_model, recipe, folder, clips=state.clips[0] if calibration else None, seed=state.job.seed, progress=state.say
+            state.source_model,
+            recipe,
+            folder,
+            clips=state.clips[0] if calibration else None,
+            seed=state.job.seed,
+            progress=state.say,
         )
         return folder
     return None
 
 
 def write_checkpoint(
-    source: Model, recipe: Recipe, folder: Path, *, clips: Clips | None = None, seed: int = 0, progress: Say | None = None
+    source: Model,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    clips: Clips | None = None,
+    seed: int = 0,
+    progress: Say | None = None,
 ) -> Checkpoint:
     """Compress a copy of ``source`` by a recipe and write it whole or not at all.
 
@@ -184,7 +244,7 @@ def write_checkpoint(
     return checkpoint
 
 
-def _artifacts(state: _Run, checkpoint: Path) -> list[tuple[Path, Artifact]]:
+def _artifacts(state: _Run, checkpoint: Path) -> list[_Made]:
     """All artifacts of one checkpoint that could be made."""
     made = []
     record = Checkpoint.read(checkpoint / "checkpoint.json")
@@ -198,41 +258,65 @@ def _artifacts(state: _Run, checkpoint: Path) -> list[tuple[Path, Artifact]]:
             if not state.there(folder / "artifact.json"):
                 with state.cell(folder.name, stage="export", **where):
                     small = small or _load(checkpoint)
-                    _export(state, small, record, folder, export.format, precision, full)
+                    _export(state, small, checkpoint, record, folder, export.format, precision, full)
             if (folder / "artifact.json").exists():
-                made.append((folder, Artifact.read(folder / "artifact.json")))
+                made.append(_Made(folder, Artifact.read(folder / "artifact.json"), checkpoint))
                 full = folder if precision == "fp32" else full
     return made
 
 
 def _export(
-    state: _Run, small: Model, record: Checkpoint, folder: Path, format: str, precision: str, full: Path | None
+    state: _Run,
+    small: Model,
+    checkpoint: Path,
+    record: Checkpoint,
+    folder: Path,
+    format: str,
+    precision: str,
+    full: Path | None,
 ) -> None:
     from edgecompress import exporters
 
     calibration, evaluation = state.clips
     clips = (evaluation.arrays or calibration.arrays)[:2]
     exporters.export(
-        small, format, folder, precision=precision, recipe=record.recipe, clips=clips or None, techniques=record.techniques, reuse=full
-    )
+        small, format, folder, precision=precision, recipe=record.recipe, clips=clips or None,
+        techniques=record.techniques, checkpoint=checkpoint.name, reuse=full,
+    )  # fmt: skip
 
 
-def _scores(state: _Run, folder: Path, artifact: Artifact) -> None:
+def _scores(state: _Run, made: _Made) -> None:
     subject: Subject | None = None
     for task in state.job.scores:
         names = [clip.name for clip in state.clips[1]]
-        key = records.content_key([folder.name, describe(task), names])
-        file = state.folder / "scores" / f"{folder.name}-{task.kind}-{key}.json"
+        key = records.content_key([made.folder.name, describe(task), names])
+        file = state.folder / "scores" / f"{made.folder.name}-{task.kind}-{key}.json"
         if state.there(file):
             continue
-        where = {"recipe": artifact.recipe, "format": artifact.format, "precision": artifact.precision}
-        with state.cell(file.stem, stage="score", **where):
-            subject = subject or _subject(state, folder, artifact)
-            score(subject, state.source_subject, task, state.clips[1], state.audio_folder, artifact, folder.name, state.say).write(file)
+        with state.cell(file.stem, stage="score", **made.where):
+            subject = subject or subject_of_artifact(made.folder, made.artifact, _load(made.checkpoint))
+            record = score(
+                subject,
+                state.source_subject,
+                task,
+                state.clips[1],
+                state.audio_folder,
+                made.artifact,
+                made.folder.name,
+                state.say,
+            )
+            record.write(file)
 
 
 def score(
-    subject: Subject, source: Subject, task: Any, clips: Clips, folder: str | None, artifact: Artifact | None, name: str, say: Say | None = None
+    subject: Subject,
+    source: Subject,
+    task: Any,
+    clips: Clips,
+    folder: str | None,
+    artifact: Artifact | None,
+    name: str,
+    say: Say | None = None,
 ) -> Score:
     """Score a subject on a task, as a record. ``artifact`` is None for a model in torch; ``name`` is its folder's.
 
@@ -255,32 +339,19 @@ def score(
     )
 
 
-def _subject(state: _Run, folder: Path, artifact: Artifact) -> Subject:
-    """An artifact with its checkpoint's model around it, for features and decoder."""
-    return subject_of_artifact(folder, artifact, _load(_checkpoint_of(state, artifact)))
-
-
 def subject_of_artifact(folder: Path, artifact: Artifact, around: Model) -> Subject:
     """An exported encoder, run by its runtime here, inside the model ``around`` it.
 
     Raises:
         ExportError: this machine cannot run that format.
     """
-    from edgecompress import tasks
+    from edgecompress import exporters, tasks
 
-    if artifact.runtime != "onnxruntime":
-        raise ExportError(f"cannot score {artifact.format}: no scorer runs {artifact.runtime} here", hint="score the checkpoint instead")
-    return tasks.in_onnxruntime(around, str(folder / artifact.model_file))
-
-
-def _checkpoint_of(state: _Run, artifact: Artifact) -> Path:
-    for folder in sorted((state.folder / "checkpoints").glob(f"{artifact.recipe}-*")):
-        if Checkpoint.read(folder / "checkpoint.json").recipe == artifact.recipe:
-            return folder
-    raise ExportError(f"the checkpoint of {artifact.name} is gone", hint="remove the artifact; the next run makes both")
+    run = exporters.runner(artifact.format, folder / artifact.model_file)
+    return tasks.of_runner(around, run, artifact.inputs[0].name, artifact.outputs[0].name)
 
 
-def _measurements(state: _Run, artifacts: list[tuple[Path, Artifact]]) -> None:
+def _measurements(state: _Run, made: list[_Made]) -> None:
     """One device after the other, one artifact at a time: nothing else of ours runs meanwhile."""
     from edgecompress import session
 
@@ -290,23 +361,31 @@ def _measurements(state: _Run, artifacts: list[tuple[Path, Artifact]]) -> None:
     values = asked.model_dump(exclude={"devices"})
     for name in asked.devices:
         waiting = []
-        for folder, artifact in artifacts:
-            file = state.folder / "measurements" / f"{folder.name}-{name}-{records.content_key([folder.name, name, values])}.json"
+        for one in made:
+            key = records.content_key([one.folder.name, name, values])
+            file = state.folder / "measurements" / f"{one.folder.name}-{name}-{key}.json"
             if not state.there(file):
-                waiting.append((file, folder, artifact))
+                waiting.append((file, one))
         _measure_on(state, name, session.Plan(**values), waiting)
 
 
-def _measure_on(state: _Run, name: str, plan: Any, waiting: list[tuple[Path, Path, Artifact]]) -> None:
+def _measure_on(state: _Run, name: str, plan: Plan, waiting: list[tuple[Path, _Made]]) -> None:
     from edgecompress import devices, session
 
     if not waiting:
         return
+    out: EdgeCompressError | None = None
     with devices.open_device(name) as device:
-        for file, folder, artifact in waiting:
-            where = {"recipe": artifact.recipe, "format": artifact.format, "precision": artifact.precision, "device": name}
-            with state.cell(file.stem, stage="measure", **where):
-                session.measure(device, artifact, folder, plan, state.say).model_copy(update={"artifact": folder.name}).write(file)
+        for file, one in waiting:
+            with state.cell(file.stem, stage="measure", device=name, **one.where):
+                if out is not None:
+                    raise out
+                try:
+                    measured = session.measure(device, one.artifact, one.folder, plan, state.say)
+                except DEVICE_IS_OUT as error:
+                    out = error
+                    raise
+                measured.model_copy(update={"artifact": one.folder.name}).write(file)
 
 
 # --- small things ----------------------------------------------------------------------------------------------------

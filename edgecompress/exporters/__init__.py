@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgecompress.exporters.parity import Runner
     from edgecompress.model import Model
 
-__all__ = ["Exporter", "Written", "export"]
+__all__ = ["Exporter", "Written", "export", "runner"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,22 @@ class Exporter(Protocol):
         ...
 
 
+def runner(format: str, file: Path) -> Runner:
+    """A function from named inputs to named outputs that runs an exported file here.
+
+    Raises:
+        PluginNotFound: no such format.
+        ExportError: its runtime is not installed on this machine.
+    """
+    exporter: Exporter = plugins.find("exporters", format)()
+    try:
+        return exporter.open(file)
+    except ImportError as cause:
+        raise ExportError(
+            f"{exporter.runtime} is not installed here", hint=f"pip install {exporter.runtime}"
+        ) from cause
+
+
 def written_bytes(folder: Path, written: Written) -> int:
     """Size of the model file."""
     return (folder / written.model_file).stat().st_size
@@ -80,6 +96,7 @@ def export(
     name: str = "",
     clips: Sequence[np.ndarray] | None = None,
     techniques: Sequence[Mapping[str, Any]] = (),
+    checkpoint: str = "",
     reuse: str | Path | None = None,
     exporter: Exporter | None = None,
 ) -> Artifact:
@@ -94,6 +111,7 @@ def export(
         name: of the artifact; made of recipe (or source), format and precision if empty.
         clips: 16 kHz mono float32 audio for parity and the golden input; a synthetic clip is used without any.
         techniques: the recipe's techniques as tables, for the record and the file's metadata.
+        checkpoint: name of the folder that the model was loaded from, for the record.
         reuse: an fp32 artifact of this model in the same format, to start from instead of exporting again. Ignored
             when it is missing or of other weights.
         exporter: an exporter that is not installed as a plug-in.
@@ -147,7 +165,7 @@ def export(
             audio=kept.audio,
             cost=cost.of_export(model, kept.audio.golden_seconds, written_bytes(beside, written)),
             source=model.origin.source,
-            lineage={**facts, **written.lineage},
+            lineage={**facts, **written.lineage, "checkpoint": checkpoint},
             tool=lineage.tool(),
         )
         artifact.write(beside / "artifact.json")

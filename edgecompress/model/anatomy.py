@@ -90,5 +90,7 @@ def class_name(anatomy: Anatomy, architecture: str, where: str) -> str:
     suffix = architecture.removeprefix(anatomy.prefix)
     if not architecture.startswith(anatomy.prefix) or suffix not in anatomy.architectures:
         allowed = ", ".join(anatomy.prefix + name for name in anatomy.architectures)
-        raise ModelError(f"{where}: architecture {architecture!r} is not supported", hint=f"{anatomy.family} has {allowed}")
+        raise ModelError(
+            f"{where}: architecture {architecture!r} is not supported", hint=f"{anatomy.family} has {allowed}"
+        )
     return anatomy.prefix + ("Model" if suffix == "ForPreTraining" else suffix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ class SelfAttention(nn.Module):
     v_proj: AnyLinear
     out_proj: AnyLinear
 
-    def __init__(self, original: nn.Module, returns: int) -> None:
+    def __init__(self, original: Any, returns: int) -> None:
         """Take over the projections of a transformers attention module; ``returns`` is how many values it gave back."""
         super().__init__()
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -84,7 +85,11 @@ class GatedSelfAttention(SelfAttention):
     Chen et al., "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing", 2022, section III.
     """
 
-    def __init__(self, original: nn.Module, returns: int) -> None:
+    gru_rel_pos_const: nn.Parameter
+    gru_rel_pos_linear: nn.Linear
+    rel_attn_embed: nn.Embedding
+
+    def __init__(self, original: Any, returns: int) -> None:
         super().__init__(original, returns)
         self.gru_rel_pos_const = original.gru_rel_pos_const
         self.gru_rel_pos_linear = original.gru_rel_pos_linear
@@ -94,7 +99,7 @@ class GatedSelfAttention(SelfAttention):
         if embedding is not None:
             self.rel_attn_embed = embedding
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,

@@ -57,9 +57,7 @@ def greedy_tokens(model: Model, hidden_states: torch.Tensor, max_new_tokens: int
     cache: Any = None
     room = int(network.config.max_target_positions) - len(start)  # the decoder has no position for more
     for step in range(min(max_new_tokens, room)):
-        output = network(
-            encoder_outputs=encoder_outputs, decoder_input_ids=ids, past_key_values=cache, use_cache=True
-        )
+        output = network(encoder_outputs=encoder_outputs, decoder_input_ids=ids, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         logits = output.logits[:, -1]
         logits[:, banned] = -torch.inf
@@ -85,6 +83,11 @@ def transcribe(model: Model, hidden_states: torch.Tensor) -> list[str]:
 
     text = model.origin.extra_files.get("tokenizer.json")
     if text is None:
-        raise ModelError("the model folder has no tokenizer.json, so its words cannot be read", hint="put tokenizer.json beside config.json")
+        raise ModelError(
+            "the model folder has no tokenizer.json, so its words cannot be read",
+            hint="put tokenizer.json beside config.json",
+        )
     tokenizer = Tokenizer.from_str(text)
-    return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in greedy_tokens(model, hidden_states)]
+    return [
+        tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in greedy_tokens(model, hidden_states)
+    ]

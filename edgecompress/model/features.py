@@ -30,7 +30,10 @@ def _extractor(kind: str, settings: str) -> Any:
 def extract(model: Model, clip: np.ndarray) -> torch.Tensor:
     """See :meth:`Model.features`."""
     if clip.ndim != 1 or clip.size < MINIMUM_SAMPLES:
-        raise AudioError(f"a clip of shape {clip.shape} is too short or not mono", hint=f"at least {MINIMUM_SAMPLES} samples at 16 kHz")
+        raise AudioError(
+            f"a clip of shape {clip.shape} is too short or not mono",
+            hint=f"at least {MINIMUM_SAMPLES} samples at 16 kHz",
+        )
     settings = {k: v for k, v in copy.deepcopy(model.origin.preprocessor or {}).items() if not k.endswith("_type")}
     settings.pop("processor_class", None)
     if model.context_positions is None:

@@ -15,7 +15,6 @@ from edgecompress.errors import ModelError
 TOLERANCE = 1e-5
 
 
-@torch.no_grad()
 def fold_weight_norm(network: nn.Module, *, check: bool = True) -> int:
     """Replace every weight-normed weight by its product; returns how many parameters (the gains) that took away.
 
@@ -29,12 +28,16 @@ def fold_weight_norm(network: nn.Module, *, check: bool = True) -> int:
         before = sum(parameter.numel() for parameter in module.parameters())
         probe = _probe(module) if check else None
         said = module(probe).detach() if probe is not None else None
+        # Not under no_grad: there torch would leave a buffer in the place of the parameter.
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         gains += before - sum(parameter.numel() for parameter in module.parameters())
         if probe is not None and said is not None:
             difference = float((module(probe).detach() - said).abs().max())
             if not difference <= TOLERANCE * max(1.0, float(said.abs().max())):
-                raise ModelError(f"folding the weight norm of {name} changed its output by {difference:.2e}", hint="please report this model")
+                raise ModelError(
+                    f"folding the weight norm of {name} changed its output by {difference:.2e}",
+                    hint="please report this model",
+                )
     return gains
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -43,7 +43,9 @@ class WhisperForm(nn.Module):
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         states = [hidden]
         for layer in encoder.layers:
-            said = layer(hidden, None)
+            said = layer(
+                hidden, None, layer_head_mask=None
+            )  # transformers 4 asks for it, 5 and our attention pass it by
             hidden = said if isinstance(said, torch.Tensor) else said[0]  # transformers 4 gives a tuple
             states.append(hidden)
         states[-1] = hidden = encoder.layer_norm(hidden)

@@ -81,7 +81,7 @@ class Layer:
                 f"{name} of layer {self.number} is {old.out_features} x {old.in_features}: rank {rank} is more than it has",
                 hint=f"ask for {min(old.in_features, old.out_features)} or less",
             )
-        meta = old.bias is not None and old.bias.is_meta or dense_weight(old).is_meta
+        meta = (old.bias is not None and old.bias.is_meta) or dense_weight(old).is_meta
         with torch.device("meta" if meta else "cpu"):
             new = FactoredLinear(old.in_features, old.out_features, rank, bias=old.bias is not None)
         if not meta:

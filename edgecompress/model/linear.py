@@ -84,6 +84,12 @@ def dense_weight(linear: AnyLinear) -> torch.Tensor:
     return torch.zeros(linear.out_features, linear.in_features)
 
 
+def bias_of(linear: AnyLinear) -> torch.Tensor | None:
+    """A map's bias (out,), or None where it has none."""
+    bias = getattr(linear, "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
+
+
 def _sliced(linear: nn.Linear, dim: int, index: Sequence[int]) -> nn.Linear:
     keep = torch.as_tensor(list(index), dtype=torch.long, device=linear.weight.device)
     out_features, in_features = linear.weight.shape
@@ -99,7 +105,7 @@ def _sliced(linear: nn.Linear, dim: int, index: Sequence[int]) -> nn.Linear:
 def select_outputs(linear: AnyLinear, index: Sequence[int]) -> AnyLinear:
     """The map with only the output rows ``index``; :class:`NothingIn` when there are none."""
     if not len(index):
-        return NothingIn(linear.in_features)
+        return NothingIn(linear.in_features).train(linear.training)
     if isinstance(linear, FactoredLinear):
         linear.second = _sliced(linear.second, 0, index)
         return linear
@@ -112,11 +118,12 @@ def select_inputs(linear: AnyLinear, index: Sequence[int]) -> AnyLinear:
     """The map with only the input columns ``index``; :class:`Constant` when there are none."""
     if not len(index):
         constant = Constant(linear.out_features)
-        if linear.bias is not None:
-            constant.bias = nn.Parameter(linear.bias.detach().clone())
+        bias = bias_of(linear)
+        if bias is not None:
+            constant.bias = nn.Parameter(bias.detach().clone())
         elif next(linear.parameters()).is_meta:
             constant = constant.to("meta")
-        return constant
+        return constant.train(linear.training)
     if isinstance(linear, FactoredLinear):
         linear.first = _sliced(linear.first, 1, index)
         return linear

@@ -43,7 +43,7 @@ class Model(nn.Module):
     ``generate``, ``encoder`` ...). ``network`` is that module. Structure changes only through :meth:`change`.
     """
 
-    network: nn.Module
+    network: Any
 
     def __init__(self, network: nn.Module, anatomy: Anatomy, architecture: str, origin: Origin) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ class Model(nn.Module):
         return self.anatomy.family
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> Any:
         """The model without a task head."""
-        return self.network.base_model  # type: ignore[return-value]
+        return self.network.base_model
 
     @property
-    def encoder_module(self) -> nn.Module:
+    def encoder_module(self) -> Any:
         return self.base.get_submodule(self.anatomy.encoder)
 
     @property
@@ -138,14 +138,18 @@ class Model(nn.Module):
         try:
             edit.carry_out(self)
         except ValueError as cause:
-            raise ModelError(f"cannot carry out {edit!r}: {cause}", hint="indices are original ones, and must still be there") from cause
+            raise ModelError(
+                f"cannot carry out {edit!r}: {cause}", hint="indices are original ones, and must still be there"
+            ) from cause
         self.edits = with_edit(self.edits, edit)
 
     def _change(self, kind: type[Edit], **values: Any) -> None:
         try:
             edit = kind(**values)
         except ValueError as cause:
-            raise ModelError(f"cannot carry out {kind.__name__} {values}: {cause}", hint="see edgecompress.model.edits") from cause
+            raise ModelError(
+                f"cannot carry out {kind.__name__} {values}: {cause}", hint="see edgecompress.model.edits"
+            ) from cause
         self.change(edit)
 
     def keep_heads(self, layer: int, heads: Sequence[int]) -> None:
@@ -179,7 +183,9 @@ class Model(nn.Module):
             kept[0].attention.rel_attn_embed = first.rel_attn_embed
             del first.rel_attn_embed
         self._layers = kept
-        self.encoder_module.layers = nn.ModuleList([layer.module for layer in kept])
+        stack = nn.ModuleList([layer.module for layer in kept])
+        stack.training = self.encoder_module.layers.training
+        self.encoder_module.layers = stack
         weights = getattr(self.network, "layer_weights", None)
         if weights is not None:  # a learned sum over hidden states: the projected input and one for each layer
             rows = [0] + [before.index(number) + 1 for number in numbers]
@@ -196,7 +202,7 @@ class Model(nn.Module):
         table = encoder.embed_positions
         shorter = nn.Embedding(positions, table.embedding_dim, device="meta")
         shorter.weight = nn.Parameter(table.weight.detach()[:positions].clone(), requires_grad=False)
-        encoder.embed_positions = shorter
+        encoder.embed_positions = shorter.train(table.training)
         encoder.max_source_positions = positions
         self.network.config.max_source_positions = positions
         encoder.config.max_source_positions = positions

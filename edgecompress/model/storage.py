@@ -25,7 +25,14 @@ from edgecompress.model.network import Model, Origin
 from edgecompress.records import Source
 from edgecompress.sources import read_json
 
-CARRIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json", "merges.txt")
+CARRIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "special_tokens_map.json",
+    "merges.txt",
+)
 
 
 def load(path_or_id: str | os.PathLike[str]) -> Model:
@@ -45,7 +52,9 @@ def load(path_or_id: str | os.PathLike[str]) -> Model:
         return _rebuild(folder, config, anatomy, name)
     origin = Origin(
         config=config,
-        preprocessor=read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else None,
+        preprocessor=read_json(folder / "preprocessor_config.json")
+        if (folder / "preprocessor_config.json").exists()
+        else None,
         source=sources.of_folder(folder),
         source_bytes=sum(file.stat().st_size for file in sources.weight_files(folder)),
         extra_files=_carried(folder),
@@ -80,7 +89,9 @@ def from_config_values(config: dict[str, Any], *, seed: int, source: Source) -> 
     try:
         settings = transformers.AutoConfig.for_model(**copy.deepcopy(config))
     except (TypeError, ValueError) as cause:
-        raise ModelError(f"{source.name}: {_line(cause)}", hint="see the config class of the family in transformers") from cause
+        raise ModelError(
+            f"{source.name}: {_line(cause)}", hint="see the config class of the family in transformers"
+        ) from cause
     return from_config(settings, seed=seed, source=source)
 
 
@@ -103,7 +114,7 @@ def save(model: Model, folder: Path) -> None:
     records.write_text(folder / "edits.json", records.canonical_json(document) + "\n")
 
 
-def dress(network: nn.Module, anatomy: Anatomy, architecture: str, origin: Origin, *, check: bool = True) -> Model:
+def dress(network: Any, anatomy: Anatomy, architecture: str, origin: Origin, *, check: bool = True) -> Model:
     """Fold weight norm and put our attention in the place of the library's."""
     import transformers
 
@@ -163,7 +174,10 @@ def _from_folder(folder: Path, name: str) -> nn.Module:
                 output_loading_info=True,
             )
     except (SafetensorError, OSError, RuntimeError, ValueError) as cause:
-        raise ModelError(f"{folder}: the weights do not load: {_line(cause)}", hint="the file is truncated or of another model; download it again") from cause
+        raise ModelError(
+            f"{folder}: the weights do not load: {_line(cause)}",
+            hint="the file is truncated or of another model; download it again",
+        ) from cause
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", []))
     if missing or mismatched:
@@ -182,26 +196,38 @@ def _rebuild(folder: Path, config: dict[str, Any], anatomy: Anatomy, name: str) 
 
     document = read_json(folder / "edits.json")
     if document.get("schema") != "edgecompress.edits/1":
-        raise ModelError(f"{folder / 'edits.json'}: schema {document.get('schema')!r}", hint="written by another version of edgecompress?")
+        raise ModelError(
+            f"{folder / 'edits.json'}: schema {document.get('schema')!r}",
+            hint="written by another version of edgecompress?",
+        )
     try:
         edits = EDITS.validate_python(document["edits"])
         source = Source.model_validate(document["source"])
     except (KeyError, ValueError) as cause:
-        raise ModelError(f"{folder / 'edits.json'} does not hold edits: {_line(cause)}", hint="compress the model again") from cause
+        raise ModelError(
+            f"{folder / 'edits.json'} does not hold edits: {_line(cause)}", hint="compress the model again"
+        ) from cause
     settings = transformers.AutoConfig.for_model(**copy.deepcopy(config))
     with _quiet(), torch.device("meta"):
         network = getattr(transformers, name)._from_config(settings, dtype=torch.float32, attn_implementation="eager")
     preprocessor = folder / "preprocessor_config.json"
-    origin = Origin(config, read_json(preprocessor) if preprocessor.exists() else None, source, extra_files=_carried(folder))
+    origin = Origin(
+        config, read_json(preprocessor) if preprocessor.exists() else None, source, extra_files=_carried(folder)
+    )
     model = dress(network, anatomy, name, origin, check=False)
     for edit in edits:
         model.change(edit)
     try:
-        model.network.load_state_dict(_with_ties(model.network, load_file(folder / "model.safetensors")), strict=True, assign=True)
+        model.network.load_state_dict(
+            _with_ties(model.network, load_file(folder / "model.safetensors")), strict=True, assign=True
+        )
     except FileNotFoundError as cause:
         raise ModelError(f"{folder} has no model.safetensors", hint="compress the model again") from cause
     except (SafetensorError, OSError, RuntimeError) as cause:
-        raise ModelError(f"{folder}: the weights do not fit the edits: {_line(cause)}", hint="the folder is damaged; compress the model again") from cause
+        raise ModelError(
+            f"{folder}: the weights do not fit the edits: {_line(cause)}",
+            hint="the folder is damaged; compress the model again",
+        ) from cause
     if hasattr(model.network, "tie_weights"):
         model.network.tie_weights()
     return model.eval()
@@ -248,4 +274,3 @@ def _quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
-

@@ -83,18 +83,17 @@ def in_torch(model: Model) -> Subject:
     return Subject(model, exportable(model))
 
 
-def in_onnxruntime(model: Model, path: str, threads: int = 0) -> Subject:
-    """An exported encoder scored in ONNX Runtime, with the model's own front matter and decoder around it."""
-    import onnxruntime
+def of_runner(
+    model: Model, runner: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], takes: str, gives: str
+) -> Subject:
+    """An exported encoder scored in its runtime, with the model's own features (and decoder) around it.
+
+    ``takes`` and ``gives`` are the names of the file's input and output.
+    """
     import torch
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
     def run(inputs: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
+        return torch.from_numpy(runner({takes: inputs.numpy()})[gives])
 
     return Subject(model, run)
 
@@ -116,7 +115,12 @@ class Task(Protocol):
     kind: ClassVar[str]
 
     def score(
-        self, subject: Subject, source: Subject, clips: Sequence[NamedClip], folder: str | None, progress: Progress | None = None
+        self,
+        subject: Subject,
+        source: Subject,
+        clips: Sequence[NamedClip],
+        folder: str | None,
+        progress: Progress | None = None,
     ) -> Result:
         """Score ``subject``. ``source`` is the untouched model; ``folder`` is where the clips came from, for truths beside them.
 

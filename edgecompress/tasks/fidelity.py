@@ -27,7 +27,12 @@ class Fidelity:
     metric: Literal["cosine", "relative_error"] = "cosine"
 
     def score(
-        self, subject: Subject, source: Subject, clips: Sequence[NamedClip], folder: str | None, progress: Progress | None = None
+        self,
+        subject: Subject,
+        source: Subject,
+        clips: Sequence[NamedClip],
+        folder: str | None,
+        progress: Progress | None = None,
     ) -> Result:
         import torch
 
@@ -39,9 +44,18 @@ class Fidelity:
             cosine = torch.nn.functional.cosine_similarity(ours.double(), theirs.double(), dim=-1)
             frames = cosine.numel()
             if self.metric == "cosine":
-                items.append(ScoreItem(clip=clip.name, numerator=float(cosine.sum()), denominator=frames, detail={"relative_error": error}))
+                items.append(
+                    ScoreItem(
+                        clip=clip.name,
+                        numerator=float(cosine.sum()),
+                        denominator=frames,
+                        detail={"relative_error": error},
+                    )
+                )
             else:
-                items.append(ScoreItem(clip=clip.name, numerator=error, denominator=1, detail={"cosine": float(cosine.mean())}))
+                items.append(
+                    ScoreItem(clip=clip.name, numerator=error, denominator=1, detail={"cosine": float(cosine.mean())})
+                )
         return Result(
             metric=f"fidelity_{self.metric}",
             higher_is_better=self.metric == "cosine",
@@ -50,7 +64,9 @@ class Fidelity:
         )
 
 
-def _shared_frames(ours: torch.Tensor, theirs: torch.Tensor, samples: int, fixed_context: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _shared_frames(
+    ours: torch.Tensor, theirs: torch.Tensor, samples: int, fixed_context: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The frames that both outputs have and that the clip fills (Whisper pads to its whole context: 320 samples a frame)."""
     if ours.dim() == 2:
         return ours, theirs

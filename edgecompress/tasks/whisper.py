@@ -37,7 +37,12 @@ class WordErrorRate:
     reference: Literal["source", "manifest"] = "source"
 
     def score(
-        self, subject: Subject, source: Subject, clips: Sequence[NamedClip], folder: str | None, progress: Progress | None = None
+        self,
+        subject: Subject,
+        source: Subject,
+        clips: Sequence[NamedClip],
+        folder: str | None,
+        progress: Progress | None = None,
     ) -> Result:
         import jiwer
 
@@ -56,7 +61,12 @@ class WordErrorRate:
             else:
                 errors = len(wanted.split())
             items.append(
-                ScoreItem(clip=clip.name, numerator=errors, denominator=len(wanted.split()), detail={"text": text, "reference": reference})
+                ScoreItem(
+                    clip=clip.name,
+                    numerator=errors,
+                    denominator=len(wanted.split()),
+                    detail={"text": text, "reference": reference},
+                )
             )
         conditions = {"reference": "the source model's text" if self.reference == "source" else "manifest text"}
         return Result("wer", False, items, skipped, conditions)
@@ -75,7 +85,12 @@ class SlotRecall:
     numbers_as_words: bool = False
 
     def score(
-        self, subject: Subject, source: Subject, clips: Sequence[NamedClip], folder: str | None, progress: Progress | None = None
+        self,
+        subject: Subject,
+        source: Subject,
+        clips: Sequence[NamedClip],
+        folder: str | None,
+        progress: Progress | None = None,
     ) -> Result:
         need_decoder(subject, self.kind)
         slots = _slots(folder, self.truths)
@@ -88,10 +103,17 @@ class SlotRecall:
             said = f" {plain(text, numbers=self.numbers_as_words)} "
             missed = [name for name, value in truth.items() if f" {plain(value)} " not in said]
             items.append(
-                ScoreItem(clip=clip.name, numerator=len(truth) - len(missed), denominator=len(truth), detail={"text": text, "missed": missed})
+                ScoreItem(
+                    clip=clip.name,
+                    numerator=len(truth) - len(missed),
+                    denominator=len(truth),
+                    detail={"text": text, "missed": missed},
+                )
             )
         if not items:
-            raise AudioError(f"none of the clips has slots in {self.truths}", hint="give the audio folder that the file belongs to")
+            raise AudioError(
+                f"none of the clips has slots in {self.truths}", hint="give the audio folder that the file belongs to"
+            )
         return Result("slot_recall", True, items, skipped, {"numbers_as_words": self.numbers_as_words})
 
 
@@ -104,13 +126,18 @@ def plain(text: str, *, numbers: bool = False) -> str:
 def need_decoder(subject: Subject, who: str) -> None:
     """Raise a ModelError unless the model can write text."""
     if not subject.model.architecture.endswith("ForConditionalGeneration"):
-        raise ModelError(f"{who} needs a Whisper with its decoder, this is {subject.model.architecture}", hint="use the task fidelity for encoders")
+        raise ModelError(
+            f"{who} needs a Whisper with its decoder, this is {subject.model.architecture}",
+            hint="use the task fidelity for encoders",
+        )
 
 
 def _slots(folder: str | None, name: str) -> dict[str, Any]:
     path = Path(folder or "") / name
     if not folder or not path.exists():
-        raise AudioError(f"{path} with the true slots is missing", hint="point [audio] folder at the recordings that have it")
+        raise AudioError(
+            f"{path} with the true slots is missing", hint="point [audio] folder at the recordings that have it"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

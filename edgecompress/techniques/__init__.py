@@ -39,7 +39,10 @@ class Context:
             TechniqueError: there are none.
         """
         if not len(self.clips):
-            raise TechniqueError(f"{who} needs calibration audio", hint="give some: [audio] in a job, --audio on the command line, Context(clips=...) in Python")
+            raise TechniqueError(
+                f"{who} needs calibration audio",
+                hint="[audio] in a job, --audio on the command line, Context(clips=...) in Python",
+            )
         return self.clips
 
 
@@ -114,10 +117,15 @@ def _check_promises(model: Model, before: int, after: int, where: str) -> None:
     import torch
 
     if after > before:
-        raise TechniqueError(f"{where}: the model grew from {before:,} to {after:,} parameters", hint="ask for a smaller rank, or leave the step out")
+        raise TechniqueError(
+            f"{where}: the model grew from {before:,} to {after:,} parameters",
+            hint="ask for a smaller rank, or leave the step out",
+        )
     broken = [name for name, value in model.network.named_parameters() if not torch.isfinite(value).all()]
     if broken:
-        raise TechniqueError(f"{where}: {broken[0]} holds numbers that are not finite", hint="check the source model's weights")
+        raise TechniqueError(
+            f"{where}: {broken[0]} holds numbers that are not finite", hint="check the source model's weights"
+        )
 
 
 def count_of(ratio: float, total: int) -> int:

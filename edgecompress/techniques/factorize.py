@@ -37,18 +37,21 @@ class Factorize:
     def apply(self, model: Model, context: Context) -> None:
         from edgecompress.model.layer import ATTENTION_MATRICES, FFN_MATRICES
 
-        names = {"ffn": FFN_MATRICES, "attention": ATTENTION_MATRICES, "all": (*ATTENTION_MATRICES, *FFN_MATRICES)}[self.matrices]
+        names = {"ffn": FFN_MATRICES, "attention": ATTENTION_MATRICES, "all": (*ATTENTION_MATRICES, *FFN_MATRICES)}[
+            self.matrices
+        ]
         targets = [
-            (layer, name) for layer in model.layers for name in names if layer.matrix(name).in_features and layer.matrix(name).out_features
+            (layer, name)
+            for layer in model.layers
+            for name in names
+            if layer.matrix(name).in_features and layer.matrix(name).out_features
         ]
         refuse_growth(targets, self.rank)
-        for name in names:
-            layers = [layer for layer, wanted in targets if wanted == name]
-            if self.by == "weights":
-                for layer in layers:
-                    model.factor(layer.number, name, self.rank)  # type: ignore[arg-type]
-            else:
-                by_activations(model, context, layers, name, self.rank)
+        if self.by == "activations":
+            by_activations(model, context, targets, self.rank)
+            return
+        for layer, name in targets:
+            model.factor(layer.number, name, self.rank)  # type: ignore[arg-type]
 
 
 def break_even(in_features: int, out_features: int) -> int:
@@ -68,20 +71,25 @@ def refuse_growth(targets: list[tuple[Layer, str]], rank: int) -> None:
             )
 
 
-def by_activations(model: Model, context: Context, layers: list[Layer], name: str, rank: int) -> None:
-    """Project each matrix's output onto its principal components: W -> U U^T W, bias -> U U^T b + (I - U U^T) mean."""
+def by_activations(model: Model, context: Context, targets: list[tuple[Layer, str]], rank: int) -> None:
+    """Project each matrix's output onto its principal components: W -> U U^T W, bias -> U U^T b + (I - U U^T) mean.
+
+    All outputs are looked at before anything is changed, so that no matrix is fitted to what another one lost.
+    """
     import torch
 
     from edgecompress.model.layer import put
-    from edgecompress.model.linear import dense_weight
-    from edgecompress.techniques.statistics import output_moments
+    from edgecompress.model.linear import bias_of, dense_weight
+    from edgecompress.techniques.statistics import moments
 
-    moments = output_moments(model, context, Factorize.kind, name, layers)
-    for layer in layers:
+    looked = moments(model, context, Factorize.kind, targets, outputs=True)
+    for layer, name in targets:
         old = layer.matrix(name)
         weight = dense_weight(old).detach().double()
-        bias = old.bias.detach().double() if old.bias is not None else None
-        seen = moments[layer.number]
+        # Without a bias is Whisper's k_proj only: its mean may go, since what all keys share cancels in the softmax.
+        old_bias = bias_of(old)
+        bias = None if old_bias is None else old_bias.detach().double()
+        seen = looked[layer.number, name]
         basis = torch.linalg.eigh(seen.covariance).eigenvectors[:, -rank:]
         model.factor(layer.number, name, rank)  # type: ignore[arg-type]
         if bias is not None:

@@ -43,4 +43,6 @@ def _transcript_loss(model: Model, inputs: torch.Tensor) -> torch.Tensor:
     for row, said in enumerate(tokens):
         targets[row, len(start) + len(said) + 1 :] = -100
     logits = model(input_features=inputs, decoder_input_ids=ids[:, :-1]).logits
-    return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets[:, 1:].reshape(-1), ignore_index=-100)
+    return nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets[:, 1:].reshape(-1), ignore_index=-100
+    )

@@ -33,7 +33,9 @@ class PruneFfn:
     ratio: Annotated[float, Field(gt=0, le=1, description="share of the units that are removed")]
     score: Literal["l1", "first_order", "activation"] = "l1"
     scope: Literal["layer", "global"] = "layer"
-    compensate: Annotated[bool | None, Field(description="fold the mean of what is removed into the bias; default: with score activation")] = None
+    compensate: Annotated[
+        bool | None, Field(description="fold the mean of what is removed into the bias; default: with score activation")
+    ] = None
 
     @property
     def compensates(self) -> bool:
@@ -46,26 +48,27 @@ class PruneFfn:
         return self.compensates or self.score != "l1"
 
     def apply(self, model: Model, context: Context) -> None:
-        from edgecompress.techniques.statistics import input_moments
+        from edgecompress.techniques.statistics import moments
 
         layers = [layer for layer in model.layers if layer.units]
         needs_moments = self.compensates or self.score == "activation"
-        moments = input_moments(model, context, self.kind, "down", layers) if needs_moments else {}
-        scores = unit_scores(model, layers, self.score, context, moments)
+        targets = [(layer, "down") for layer in layers] if needs_moments else []
+        seen = moments(model, context, self.kind, targets, joint=False) if targets else {}
+        scores = unit_scores(model, layers, self.score, context, seen)
         for layer, removed in choose(layers, scores, self.ratio, self.scope).items():
             if self.compensates:
-                fold_mean(layer, "down", removed, moments[layer.number].mean)
+                fold_mean(layer, "down", removed, seen[layer.number, "down"].mean)
             gone = {layer.units[place] for place in removed}
             model.keep_units(layer.number, [unit for unit in layer.units if unit not in gone])
 
 
 def unit_scores(
-    model: Model, layers: list[Layer], score: str, context: Context, moments: dict[int, Moments]
+    model: Model, layers: list[Layer], score: str, context: Context, seen: dict[tuple[int, str], Moments]
 ) -> dict[int, torch.Tensor]:
     """One score (units left,) a layer; the higher, the more it matters."""
     import torch
 
-    from edgecompress.model.linear import dense_weight
+    from edgecompress.model.linear import bias_of, dense_weight
     from edgecompress.techniques.statistics import first_order
 
     if score == "first_order":
@@ -77,8 +80,9 @@ def unit_scores(
             up, down = dense_weight(layer.up).double(), dense_weight(layer.down).double()
             if score == "l1":
                 total = up.abs().sum(1) + down.abs().sum(0)
-                scores[layer.number] = total if layer.up.bias is None else total + layer.up.bias.abs().double()
+                bias = bias_of(layer.up)
+                scores[layer.number] = total if bias is None else total + bias.abs().double()
             else:
-                rms = moments[layer.number].second_moment.diagonal().clamp(min=0).sqrt()
+                rms = seen[layer.number, "down"].mean_square.clamp(min=0).sqrt()
                 scores[layer.number] = rms * down.norm(dim=0)
     return scores

@@ -34,7 +34,9 @@ class PruneHeads:
     ratio: Annotated[float, Field(gt=0, le=1, description="share of the heads that are removed")]
     score: Literal["l1", "first_order", "activation"] = "l1"
     scope: Literal["layer", "global"] = "layer"
-    compensate: Annotated[bool | None, Field(description="fold the mean of what is removed into the bias; default: with score activation")] = None
+    compensate: Annotated[
+        bool | None, Field(description="fold the mean of what is removed into the bias; default: with score activation")
+    ] = None
 
     @property
     def compensates(self) -> bool:
@@ -47,15 +49,21 @@ class PruneHeads:
         return self.compensates or self.score != "l1"
 
     def apply(self, model: Model, context: Context) -> None:
-        from edgecompress.techniques.statistics import input_moments
+        from edgecompress.techniques.statistics import moments
 
         layers = [layer for layer in model.layers if layer.heads]
         needs_moments = self.compensates or self.score == "activation"
-        moments = input_moments(model, context, self.kind, "out_proj", layers) if needs_moments else {}
-        scores = head_scores(model, layers, self.score, context, moments)
+        targets = [(layer, "out_proj") for layer in layers] if needs_moments else []
+        seen = moments(model, context, self.kind, targets) if targets else {}
+        scores = head_scores(model, layers, self.score, context, seen)
         for layer, removed in choose(layers, scores, self.ratio, self.scope).items():
             if self.compensates:
-                fold_mean(layer, "out_proj", [i for place in removed for i in _columns(layer, place)], moments[layer.number].mean)
+                fold_mean(
+                    layer,
+                    "out_proj",
+                    [i for place in removed for i in _columns(layer, place)],
+                    seen[layer.number, "out_proj"].mean,
+                )
             gone = {layer.heads[place] for place in removed}
             model.keep_heads(layer.number, [head for head in layer.heads if head not in gone])
 
@@ -66,16 +74,18 @@ def _columns(layer: Layer, place: int) -> range:
 
 
 def head_scores(
-    model: Model, layers: list[Layer], score: str, context: Context, moments: dict[int, Moments]
+    model: Model, layers: list[Layer], score: str, context: Context, seen: dict[tuple[int, str], Moments]
 ) -> dict[int, torch.Tensor]:
     """One score (heads left,) a layer; the higher, the more it matters."""
     import torch
 
-    from edgecompress.model.linear import dense_weight
+    from edgecompress.model.linear import bias_of, dense_weight
     from edgecompress.techniques.statistics import first_order
 
     if score == "first_order":
-        raw = first_order(model, context, PruneHeads.kind, "out_proj", layers, layers[0].attention.head_dim if layers else 1)
+        raw = first_order(
+            model, context, PruneHeads.kind, "out_proj", layers, layers[0].attention.head_dim if layers else 1
+        )
         return {number: values / (values.norm() + 1e-20) for number, values in raw.items()}
     scores = {}
     with torch.no_grad():
@@ -86,13 +96,16 @@ def head_scores(
                 for name in ("q_proj", "k_proj", "v_proj"):
                     matrix = layer.matrix(name)
                     total += dense_weight(matrix).abs().double().sum(1).view(heads, width).sum(1)
-                    if matrix.bias is not None:
-                        total += matrix.bias.abs().double().view(heads, width).sum(1)
+                    bias = bias_of(matrix)
+                    if bias is not None:
+                        total += bias.abs().double().view(heads, width).sum(1)
                 scores[layer.number] = total
             else:
                 weight = dense_weight(layer.matrix("out_proj")).double().view(-1, heads, width)
-                covariance = moments[layer.number].covariance
-                blocks = torch.stack([covariance[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(heads)])
+                covariance = seen[layer.number, "out_proj"].covariance
+                blocks = torch.stack(
+                    [covariance[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(heads)]
+                )
                 scores[layer.number] = torch.einsum("ohi,hij,ohj->h", weight, blocks, weight)
     return scores
 
@@ -101,7 +114,8 @@ def choose(layers: list[Layer], scores: dict[int, torch.Tensor], ratio: float, s
     """Places to remove in each layer: the same share everywhere, or the lowest of all but each layer's best."""
     if scope == "layer":
         return {
-            layer: sorted(scores[layer.number].argsort()[: count_of(ratio, len(scores[layer.number]))].tolist()) for layer in layers
+            layer: sorted(scores[layer.number].argsort()[: count_of(ratio, len(scores[layer.number]))].tolist())
+            for layer in layers
         }
     ranked = []
     for layer in layers:
@@ -117,10 +131,11 @@ def fold_mean(layer: Layer, matrix: str, columns: list[int], mean: torch.Tensor)
     """Add to a matrix's bias what its ``columns`` say on average, before they are removed."""
     import torch
 
-    from edgecompress.model.linear import dense_weight
+    from edgecompress.model.linear import bias_of, dense_weight
 
     linear = layer.matrix(matrix)
-    if not columns or linear.bias is None:
+    bias = bias_of(linear)
+    if not columns or bias is None:
         return
     with torch.no_grad():
-        linear.bias += (dense_weight(linear).double()[:, columns] @ mean[columns]).to(linear.bias.dtype)
+        bias.add_((dense_weight(linear).double()[:, columns] @ mean[columns]).to(bias.dtype))

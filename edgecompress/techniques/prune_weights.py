@@ -42,7 +42,9 @@ class PruneWeights:
             for tensor in tensors:
                 tensor.masked_fill_(mask[start : start + tensor.numel()].view_as(tensor), 0.0)
                 start += tensor.numel()
-        context.notes.append(f"{count:,} of {sizes.numel():,} prunable weights are zero; dense runtimes do not use zeros")
+        context.notes.append(
+            f"{count:,} of {sizes.numel():,} prunable weights are zero; dense runtimes do not use zeros"
+        )
 
 
 def prunable(model: Model) -> list[torch.Tensor]:

@@ -29,7 +29,10 @@ class TrimContext:
 
     def apply(self, model: Model, context: Context) -> None:
         if model.context_positions is None:
-            raise TechniqueError(f"{model.family} takes audio of any length: it has no context to trim", hint="trim_context is for Whisper")
+            raise TechniqueError(
+                f"{model.family} takes audio of any length: it has no context to trim",
+                hint="trim_context is for Whisper",
+            )
         positions = round(self.seconds * POSITIONS_PER_SECOND)
         if positions >= model.context_positions:
             raise TechniqueError(
