@@ -14,6 +14,7 @@ import pytest
 from edgecompress import devices, pipeline, session
 from edgecompress.errors import Busy, Unreachable
 from edgecompress.job import AudioSource, Export, Job, Measure, ModelSource, RandomModel, Recipe, SyntheticAudio
+from edgecompress.pipeline.state import only_run
 from edgecompress.records import Artifact, Checkpoint, Failure
 from edgecompress.tasks.fidelity import Fidelity
 from edgecompress.techniques.prune_ffn import PruneFfn
@@ -157,7 +158,7 @@ def test_a_failure_is_gone_once_its_cell_is_filled(job: Job) -> None:
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_one_works(job: Job) -> None:
-    with pipeline._only_run(Path("out")), pytest.raises(Busy, match="another run"):
+    with only_run(Path("out")), pytest.raises(Busy, match="another run"):
         pipeline.run(job.model_copy(update={"measure": None}))
     assert not Path("out/run.json").exists()
 

@@ -1,22 +1,13 @@
-"""The only place where rooms meet: a job carried out one guarded cell at a time, and gone on with where it was.
-
-A cell is a folder or file named by a hash of all that went into it. A finished one is skipped without loading
-anything; an unfinished one never appears (it is written beside its place and renamed). A cell that raises an
-EdgeCompressError becomes a Failure and the rest goes on; anything else is a bug, and stops with its traceback.
-"""
+"""The cells of a run: a checkpoint a recipe, its artifacts, their scores, their measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress import __version__, records, sources
+from edgecompress import __version__, records
 from edgecompress.errors import (
-    Busy,
     EdgeCompressError,
     HostKeyChanged,
     HostKeyUnknown,
@@ -24,9 +15,9 @@ from edgecompress.errors import (
     RuntimeMissing,
     Unreachable,
 )
-from edgecompress.job import AudioSource, Job, Recipe, describe
-from edgecompress.paths import existing, expand
-from edgecompress.records import Artifact, Checkpoint, Failure, Run, Score, Source
+from edgecompress.job import Recipe, describe
+from edgecompress.pipeline.state import Say, State
+from edgecompress.records import Artifact, Checkpoint, Score
 
 if TYPE_CHECKING:
     from edgecompress.audio import Clips
@@ -34,144 +25,13 @@ if TYPE_CHECKING:
     from edgecompress.session import Plan
     from edgecompress.tasks import Subject
 
-Say = Callable[[str], None]
+TOOL = f"edgecompress {__version__}"
 # What is wrong with a device and not with the artifact on it: asking again for every artifact would only take time.
 DEVICE_IS_OUT = (Unreachable, HostKeyUnknown, HostKeyChanged, Refused, RuntimeMissing)
-TOOL = f"edgecompress {__version__}"
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """The report of a run, and how many cells were filled now, were there already, and failed."""
-
-    report: Path
-    filled: int
-    skipped: int
-    failed: int
-
-
-@dataclass
-class _Run:
-    """A run under way: what is shared between its cells, each made when first needed."""
-
-    job: Job
-    folder: Path
-    say: Say
-    filled: int = 0
-    skipped: int = 0
-    failed: int = 0
-    failures: set[str] = field(default_factory=set)
-
-    @cached_property
-    def source(self) -> Source:
-        """Who the source model is, from its files."""
-        given = self.job.model
-        if given.random is not None:
-            config = sources.read_json(self.job.file.parent / given.random.config)
-            return sources.of_random(config, given.random.seed, f"random {config.get('model_type', 'model')}")
-        return sources.of_folder(_model_folder(given.path or ""))
-
-    @cached_property
-    def source_model(self) -> Model:
-        """The source model, loaded."""
-        from edgecompress import model
-
-        self.say(f"loading {self.source.name}")
-        given = self.job.model
-        if given.random is None:
-            return model.load(_model_folder(given.path or ""))
-        config = sources.read_json(self.job.file.parent / given.random.config)
-        return model.from_config_values(config, seed=given.random.seed, source=self.source)
-
-    @cached_property
-    def source_subject(self) -> Subject:
-        """The source model in torch, asked once for each clip."""
-        from edgecompress.tasks import in_torch
-
-        return in_torch(self.source_model)
-
-    @cached_property
-    def clips(self) -> tuple[Clips, Clips]:
-        """(calibration, evaluation) clips."""
-        return read_clips(self.job.audio)
-
-    @cached_property
-    def audio_folder(self) -> str | None:
-        audio = self.job.audio
-        return str(existing(audio.folder, "audio folder")) if audio is not None and audio.folder is not None else None
-
-    @contextmanager
-    def cell(self, name: str, **where: Any) -> Iterator[None]:
-        """Count a cell; turn an EdgeCompressError into a Failure on disk, and drop the Failure of an earlier try."""
-        file = self.folder / "failures" / f"{name}.json"
-        self.say(f"{where['stage']}: {name}")
-        try:
-            yield
-        except EdgeCompressError as error:
-            kind, text = type(error).__name__, error.message
-            Failure(cell=name, kind=kind, error=text, hint=error.hint, when=records.now(), **where).write(file)
-            self.failed += 1
-            self.failures.add(file.name)
-            self.say(f"failed: {name}: {text}")
-        else:
-            self.filled += 1
-
-    def there(self, finished: Path) -> bool:
-        """Whether a cell is finished already; counts it."""
-        if finished.exists():
-            self.skipped += 1
-            return True
-        return False
-
-
-def run(job: Job, progress: Say | None = None) -> RunResult:
-    """Carry out a job: compress, export, score, measure, report; what is finished is skipped.
-
-    Raises:
-        EdgeCompressError: nothing could start (no model, no audio).
-    """
-    from edgecompress import report
-
-    state = _Run(job, expand(job.output), progress or (lambda text: None))
-    recipes = [recipe.name for recipe in job.recipes]
-    record = Run(name=job.name, source=state.source, job=job.model_dump(mode="json"), recipes=recipes, tool=TOOL)
-    state.say(
-        f"{len(state.clips[0])} clips calibrate, {len(state.clips[1])} are scored, {len(state.clips[0].skipped)} were skipped"
-    )
-    with _only_run(state.folder):
-        record.write(state.folder / "run.json")
-        checkpoints = [_checkpoint(state, recipe) for recipe in job.recipes]
-        made = [one for checkpoint in checkpoints if checkpoint for one in _artifacts(state, checkpoint)]
-        for one in made:
-            _scores(state, one)
-        _measurements(state, made)
-        _sweep_failures(state)
-        state.say("writing the report")
-        return RunResult(report.write(state.folder), state.filled, state.skipped, state.failed)
-
-
-@contextmanager
-def _only_run(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two runs at once would sweep away each other's unfinished cells. The kernel frees it.
-
-    Raises:
-        Busy: another run has it.
-    """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as cause:
-            raise Busy(
-                f"another run is working in {folder}", hint="wait for it, or give the job another output"
-            ) from cause
-        yield
-
-
-@dataclass(frozen=True)
-class _Made:
+class Made:
     """An artifact, its folder, and the checkpoint it was made of."""
 
     folder: Path
@@ -184,8 +44,7 @@ class _Made:
         return {"recipe": self.artifact.recipe, "format": self.artifact.format, "precision": self.artifact.precision}
 
 
-# --- cells -----------------------------------------------------------------------------------------------------------
-def _checkpoint(state: _Run, recipe: Recipe) -> Path | None:
+def checkpoint_of(state: State, recipe: Recipe) -> Path | None:
     """The folder of a compressed model, or None if it failed."""
     from edgecompress.techniques import needs_clips
 
@@ -244,7 +103,7 @@ def write_checkpoint(
     return checkpoint
 
 
-def _artifacts(state: _Run, checkpoint: Path) -> list[_Made]:
+def artifacts_of(state: State, checkpoint: Path) -> list[Made]:
     """All artifacts of one checkpoint that could be made."""
     made = []
     record = Checkpoint.read(checkpoint / "checkpoint.json")
@@ -260,13 +119,13 @@ def _artifacts(state: _Run, checkpoint: Path) -> list[_Made]:
                     small = small or _load(checkpoint)
                     _export(state, small, checkpoint, record, folder, export.format, precision, full)
             if (folder / "artifact.json").exists():
-                made.append(_Made(folder, Artifact.read(folder / "artifact.json"), checkpoint))
+                made.append(Made(folder, Artifact.read(folder / "artifact.json"), checkpoint))
                 full = folder if precision == "fp32" else full
     return made
 
 
 def _export(
-    state: _Run,
+    state: State,
     small: Model,
     checkpoint: Path,
     record: Checkpoint,
@@ -285,7 +144,7 @@ def _export(
     )  # fmt: skip
 
 
-def _scores(state: _Run, made: _Made) -> None:
+def score_all(state: State, made: Made) -> None:
     subject: Subject | None = None
     for task in state.job.scores:
         names = [clip.name for clip in state.clips[1]]
@@ -351,7 +210,7 @@ def subject_of_artifact(folder: Path, artifact: Artifact, around: Model) -> Subj
     return tasks.of_runner(around, run, artifact.inputs[0].name, artifact.outputs[0].name)
 
 
-def _measurements(state: _Run, made: list[_Made]) -> None:
+def measure_all(state: State, made: list[Made]) -> None:
     """One device after the other, one artifact at a time: nothing else of ours runs meanwhile."""
     from edgecompress import session
 
@@ -369,7 +228,7 @@ def _measurements(state: _Run, made: list[_Made]) -> None:
         _measure_on(state, name, session.Plan(**values), waiting)
 
 
-def _measure_on(state: _Run, name: str, plan: Plan, waiting: list[tuple[Path, _Made]]) -> None:
+def _measure_on(state: State, name: str, plan: Plan, waiting: list[tuple[Path, Made]]) -> None:
     from edgecompress import devices, session
 
     if not waiting:
@@ -388,49 +247,10 @@ def _measure_on(state: _Run, name: str, plan: Plan, waiting: list[tuple[Path, _M
                 measured.model_copy(update={"artifact": one.folder.name}).write(file)
 
 
-# --- small things ----------------------------------------------------------------------------------------------------
-def read_clips(audio: AudioSource | None) -> tuple[Clips, Clips]:
-    """(calibration, evaluation) clips of a job's ``[audio]``; both empty without one.
-
-    Raises:
-        AudioError: no usable audio, or fewer clips than asked for.
-    """
-    from edgecompress import audio as room
-
-    if audio is None:
-        return room.Clips(), room.Clips()
-    wanted = audio.calibration + audio.evaluation
-    if audio.synthetic is not None:
-        made = room.synthetic(audio.synthetic.clips, audio.synthetic.seconds, audio.synthetic.seed)
-    elif audio.manifest is not None:
-        folder = existing(audio.folder or "", "audio folder")
-        made = room.read_manifest(folder / audio.manifest, dataset=audio.dataset, limit=wanted)
-    else:
-        made = room.read_folder(existing(audio.folder or "", "audio folder"), limit=wanted)
-    return room.split(made, calibration=audio.calibration, evaluation=audio.evaluation)
-
-
-def _model_folder(text: str) -> Path:
-    """A model's folder on this machine; a hub id is fetched first."""
-    path = expand(text)
-    if path.is_dir() or "${" in text or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        return existing(text, "model folder")
-    from edgecompress.model.storage import find_folder
-
-    return find_folder(text)
-
-
 def _load(checkpoint: Path) -> Model:
     from edgecompress import model
 
     return model.load(checkpoint)
-
-
-def _sweep_failures(state: _Run) -> None:
-    """Failures of cells that are no longer failing, or no longer asked for, are gone."""
-    for file in (state.folder / "failures").glob("*.json"):
-        if file.name not in state.failures:
-            file.unlink()
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -1,0 +1,64 @@
+"""The only place where rooms meet: a job carried out one guarded cell at a time, and gone on with where it was.
+
+A cell is a folder or file named by a hash of all that went into it. A finished one is skipped without loading
+anything; an unfinished one never appears (it is written beside its place and renamed). A cell that raises an
+EdgeCompressError becomes a Failure and the rest goes on; anything else is a bug, and stops with its traceback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecompress.job import Job
+from edgecompress.paths import expand
+from edgecompress.pipeline.cells import (
+    TOOL,
+    artifacts_of,
+    checkpoint_of,
+    measure_all,
+    score,
+    score_all,
+    subject_of_artifact,
+    write_checkpoint,
+)
+from edgecompress.pipeline.state import Say, State, only_run, read_clips
+from edgecompress.records import Run
+
+__all__ = ["RunResult", "read_clips", "run", "score", "subject_of_artifact", "write_checkpoint"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The report of a run, and how many cells were filled now, were there already, and failed."""
+
+    report: Path
+    filled: int
+    skipped: int
+    failed: int
+
+
+def run(job: Job, progress: Say | None = None) -> RunResult:
+    """Carry out a job: compress, export, score, measure, report; what is finished is skipped.
+
+    Raises:
+        EdgeCompressError: nothing could start (no model, no audio).
+    """
+    from edgecompress import report
+
+    state = State(job, expand(job.output), progress or (lambda text: None))
+    recipes = [recipe.name for recipe in job.recipes]
+    record = Run(name=job.name, source=state.source, job=job.model_dump(mode="json"), recipes=recipes, tool=TOOL)
+    state.say(
+        f"{len(state.clips[0])} clips calibrate, {len(state.clips[1])} are scored, {len(state.clips[0].skipped)} were skipped"
+    )
+    with only_run(state.folder):
+        record.write(state.folder / "run.json")
+        checkpoints = [checkpoint_of(state, recipe) for recipe in job.recipes]
+        made = [one for checkpoint in checkpoints if checkpoint for one in artifacts_of(state, checkpoint)]
+        for one in made:
+            score_all(state, one)
+        measure_all(state, made)
+        state.sweep_failures()
+        state.say("writing the report")
+        return RunResult(report.write(state.folder), state.filled, state.skipped, state.failed)
