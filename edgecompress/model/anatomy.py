@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgecompress.errors import ModelError
-from edgecompress.plugins import nearest
 
 HEADS = {
     "Model": None,
@@ -76,7 +75,7 @@ def anatomy_of(model_type: str, where: str) -> Anatomy:
     if model_type not in FAMILIES:
         raise ModelError(
             f"{where}: model_type {model_type!r} is not a family edgecompress can take",
-            hint=f"families are {', '.join(sorted(FAMILIES))}; {nearest(model_type, sorted(FAMILIES))}",
+            hint=f"families are {', '.join(sorted(FAMILIES))}",
         )
     return FAMILIES[model_type]
 

@@ -178,6 +178,9 @@ def _from_folder(folder: Path, name: str) -> nn.Module:
             f"{folder}: the weights do not load: {_line(cause)}",
             hint="the file is truncated or of another model; download it again",
         ) from cause
+    for name, parameter in network.named_parameters():
+        if name.endswith("masked_spec_embed") and name in info["missing_keys"]:
+            torch.nn.init.zeros_(parameter)  # only training looks at it; random, two loads would not be the same
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", []))
     if missing or mismatched:
@@ -218,9 +221,13 @@ def _rebuild(folder: Path, config: dict[str, Any], anatomy: Anatomy, name: str) 
     for edit in edits:
         model.change(edit)
     try:
-        model.network.load_state_dict(
-            _with_ties(model.network, load_file(folder / "model.safetensors")), strict=True, assign=True
+        state = load_file(folder / "model.safetensors")
+        other = sorted(
+            {str(tensor.dtype) for tensor in state.values() if tensor.is_floating_point()} - {"torch.float32"}
         )
+        if other:
+            raise RuntimeError(f"numbers of type {other[0]}, wanted torch.float32")
+        model.network.load_state_dict(_with_ties(model.network, state), strict=True, assign=True)
     except FileNotFoundError as cause:
         raise ModelError(f"{folder} has no model.safetensors", hint="compress the model again") from cause
     except (SafetensorError, OSError, RuntimeError) as cause:

@@ -115,7 +115,8 @@ def _failed(event: events.Failed, timeout_s: float) -> DeviceError:
         "signal": "the runtime crashed or ran out of memory; try an older version of it, or a smaller model",
         "memory": "the model is too large for this device",
     }
-    return AgentFailed(f"{event.kind}: {event.message}", hint=hints.get(event.kind, "the message is the runtime's own"))
+    what = event.message if event.kind == "error" else f"{event.kind}: {event.message}"
+    return AgentFailed(what, hint=hints.get(event.kind, "the message is the runtime's own"))
 
 
 class Collector:
