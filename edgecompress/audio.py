@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgecompress.errors import AudioError
+from edgecompress.records import content_key
 
 SAMPLE_RATE = 16000
 MINIMUM_SAMPLES = 400  # 25 ms: the receptive field of the convolutional front ends
@@ -29,6 +31,11 @@ class Clip:
     def seconds(self) -> float:
         return self.samples.size / SAMPLE_RATE
 
+    @property
+    def key(self) -> str:
+        """A hash of name and samples: another recording under the same name is another clip."""
+        return content_key([self.name, hashlib.sha256(self.samples.tobytes()).hexdigest()])
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -42,6 +49,11 @@ class Clips:
 
     def __iter__(self) -> Iterator[Clip]:
         return iter(self.items)
+
+    @property
+    def keys(self) -> list[str]:
+        """What each clip is, in order."""
+        return [clip.key for clip in self.items]
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -123,7 +135,7 @@ def manifest_names(manifest: Path, dataset: str | None = None) -> list[str]:
         ) from cause
     if not rows or "path" not in rows[0] or (dataset is not None and "dataset" not in rows[0]):
         raise AudioError(f"{manifest}: no rows with the columns it needs", hint="columns: dataset,path")
-    names = sorted(row["path"] for row in rows if row["path"] and (dataset is None or row["dataset"] == dataset))
+    names = sorted({row["path"] for row in rows if row["path"] and (dataset is None or row["dataset"] == dataset)})
     if not names:
         known = ", ".join(sorted({row.get("dataset") or "" for row in rows}))
         raise AudioError(f"{manifest} lists nothing of dataset {dataset!r}", hint=f"there are: {known}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, model_validator
 
@@ -12,7 +12,7 @@ DENSE = "dense"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Positive = Annotated[int, Field(ge=1)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,31 @@ class Export(Table):
     """One format at one or more precisions."""
 
     format: str
-    precisions: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], Field(min_length=1)] = ("fp32",)
+    precisions: Annotated[tuple[str, ...], Field(min_length=1)] = ("fp32",)
+
+    @model_validator(mode="after")
+    def _once(self) -> Export:
+        if len(set(self.precisions)) < len(self.precisions):
+            raise ValueError("a precision is named twice")
+        return self
 
 
 class Measure(Table):
-    """On which devices, and how each repetition (a fresh process) is timed."""
+    """On which devices, and how each repetition (a fresh process) is timed: the fields of ``session.Plan``.
+
+    ``Plan`` holds the limits; a job that asks for what no plan can be is refused before anything starts.
+    """
 
     devices: Annotated[tuple[str, ...], Field(min_length=1)] = ("local",)
     threads: Positive = 1
     repetitions: Positive = 3
-    warmup_s: Annotated[float, Field(ge=0)] = 0.5
-    min_samples: Positive = 10
-    min_seconds: Annotated[float, Field(ge=0)] = 2.0
-    max_seconds: PositiveSeconds = 30.0
-    timeout_s: PositiveSeconds = 300.0
+    warmup_s: Seconds = 0.5
+    min_samples: Positive = 20
+    min_seconds: Seconds = 2.0
+    max_seconds: Seconds = 20.0
+    timeout_s: Seconds = 600.0
+    seconds: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> Measure:

@@ -131,6 +131,11 @@ def _check_names(
             faults.add(
                 f"export {number}", f"no format is called {export.format!r}", plugins.nearest(export.format, formats)
             )
+            continue
+        offered = list(plugins.find("exporters", export.format).precisions)
+        for precision in set(export.precisions) - set(offered):
+            hint = plugins.nearest(precision, offered)
+            faults.add(f"export {number}", f"{export.format} has no precision {precision!r}", hint)
     for device in measure.devices if measure and devices is not None else ():
         if device not in devices:  # type: ignore[operator]
             hint = plugins.nearest(device, sorted(devices))  # type: ignore[arg-type]

@@ -161,7 +161,7 @@ class Cost(Part):
 
 
 class Source(Part):
-    """Where a model came from: its folder's name, a hash of its weights, and whether they are trained."""
+    """Where a model came from: its folder's name, a hash of its weights and settings, and whether it was trained."""
 
     name: str
     sha256: str
@@ -180,7 +180,7 @@ class Step(Part):
 
 
 class Checkpoint(Record):
-    """``checkpoint.json``: how a compressed model was made."""
+    """``checkpoint.json``: how a compressed model was made. ``calibration`` names the clips that were looked at."""
 
     schema_: Literal["edgecompress.checkpoint/1"] = Field("edgecompress.checkpoint/1", alias="schema")
     recipe: str
@@ -189,6 +189,7 @@ class Checkpoint(Record):
     techniques: list[dict[str, Any]]
     steps: list[Step]
     cost: Cost
+    calibration: list[str] = []
     files: dict[str, str] = {}
     tool: str
     versions: dict[str, str] = {}
@@ -375,11 +376,16 @@ class Failure(Record):
 
 
 class Run(Record):
-    """``run.json``: what a job was asked to do, and the words that every page of its report needs."""
+    """``run.json``: what a job was asked to do, and what it consists of.
+
+    ``cells`` names the folders of checkpoints and artifacts and the files (without suffix) of scores and measurements
+    that belong to the job as it was last run through; what an earlier form of it left in the folder is not among them.
+    """
 
     schema_: Literal["edgecompress.run/1"] = Field("edgecompress.run/1", alias="schema")
     name: str
     source: Source
     job: dict[str, Any]
     recipes: list[str]
+    cells: list[str] = []
     tool: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from edgecompress.errors import ModelError
 from edgecompress.records import Source
 
 RANDOM_MARK = "edgecompress_random_weights"
+# Besides the weights, these decide what a model says.
+SAYS = ("config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json", "tokenizer.json")
 PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
 
@@ -59,7 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def of_folder(folder: Path) -> Source:
-    """The source that a model folder is: its name, a hash of its weights, and whether it says that they are random.
+    """The source that a model folder is: its name, a hash of its files, and whether it says that they are random.
 
     Raises:
         ModelError: not a model folder, or without safetensors.
@@ -68,8 +71,17 @@ def of_folder(folder: Path) -> Source:
         raise ModelError(f"no such model folder: {folder}", hint="give a folder with config.json and model.safetensors")
     config = read_json(folder / "config.json")
     hashes = [records.file_sha256(file) for file in weight_files(folder)]
-    digest = hashes[0] if len(hashes) == 1 else records.content_key(hashes)
-    return Source(name=folder.resolve().name, sha256=digest, random_weights=bool(config.get(RANDOM_MARK, False)))
+    hashes += [records.file_sha256(folder / name) for name in SAYS if (folder / name).exists()]
+    digest = hashlib.sha256(records.canonical_json(hashes).encode()).hexdigest()
+    return Source(name=hub_name(folder), sha256=digest, random_weights=bool(config.get(RANDOM_MARK, False)))
+
+
+def hub_name(folder: Path) -> str:
+    """A folder's name; the hub's cache names folders by commit, so there it is the name of the model."""
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+        return place.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return place.name
 
 
 def of_random(config: dict[str, Any], seed: int, name: str) -> Source:

@@ -182,3 +182,16 @@ def test_synthetic_clips_are_always_finite_and_of_the_length_asked_for(count: in
         assert clip.samples.shape == (round(seconds * audio.SAMPLE_RATE),)
         assert np.isfinite(clip.samples).all()
         assert np.abs(clip.samples).max() <= 1.0
+
+
+def test_a_clip_listed_twice_is_one_clip(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.full(800, 0.1, "float32"), 16000)
+    (tmp_path / "manifest.csv").write_text("dataset,path\nx,a.wav\nx,a.wav\nx,b.wav\n")
+    assert [clip.name for clip in audio.read_manifest(tmp_path / "manifest.csv")] == ["a.wav", "b.wav"]
+
+
+def test_a_clip_is_known_by_name_and_samples() -> None:
+    one, other = audio.Clip("a", np.zeros(400, "float32")), audio.Clip("a", np.ones(400, "float32"))
+    assert one.key == audio.Clip("a", np.zeros(400, "float32")).key
+    assert len({one.key, other.key, audio.Clip("b", one.samples).key}) == 3

@@ -12,8 +12,7 @@ import torch
 import edgecompress
 from edgecompress import records
 from edgecompress.errors import ExportError, ParityError, PluginNotFound
-from edgecompress.exporters import Written, export, lineage
-from edgecompress.exporters import onnx as onnx_exporter
+from edgecompress.exporters import Written, export, lineage, onnx_graph, runner
 from edgecompress.exporters.golden import synthetic_clip
 from edgecompress.exporters.onnx import OnnxExporter
 from edgecompress.exporters.parity import TOLERANCES, Runner, distances, tolerance_of, torch_answer
@@ -98,7 +97,7 @@ def test_a_wrapper_that_loses_a_layer_is_found_out(
         less.keep_layers([0, 1])
         return forms.exportable(less)
 
-    monkeypatch.setattr(onnx_exporter, "exportable", lossy)
+    monkeypatch.setattr(onnx_graph, "exportable", lossy)
     for precision in ("fp32", "int8"):
         with pytest.raises(
             ParityError, match=r"logits differs from torch at 400 samples, batch 1: .* cosine 0\.\d+; allowed"
@@ -139,7 +138,7 @@ def test_int8_starts_from_the_fp32_artifact_of_the_same_weights(
     def refuse(*_: object) -> None:
         raise RuntimeError("exported again")
 
-    monkeypatch.setattr(onnx_exporter, "write_fp32", refuse)
+    monkeypatch.setattr(onnx_graph, "write_fp32", refuse)
     small = export(model, "onnx", tmp_path / "int8", precision="int8", reuse=artifact)
     assert small.quantized_nodes
     other = tiny("hubert", head="ForCTC", seed=3)
@@ -214,3 +213,29 @@ def test_five_seconds_of_a_longer_clip_are_golden_for_a_waveform(model: Model, t
     told = export(model, "onnx", tmp_path / "a", clips=[noise_clip(6)])
     assert told.audio.golden_seconds == 5
     assert (told.audio.unit, told.audio.per_second, told.audio.max_seconds) == ("samples", 16000, None)
+
+
+class Raising(OnnxExporter):
+    """A graph with a baked-in length makes ONNX Runtime raise where it is not that length."""
+
+    def open(self, file: Path) -> Runner:
+        run = super().open(file)
+
+        def picky(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if next(iter(inputs.values())).shape[-1] != 400:
+                raise RuntimeError("Reshape node: input shape {1,719}")
+            return run(inputs)
+
+        return picky
+
+
+def test_a_runtime_that_raises_at_a_length_is_a_parity_error(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"the runtime fails on an input of \(1, 719\): Reshape"):
+        export(model, folder=tmp_path / "a", exporter=Raising())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_does_not_run_and_says_so(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes((artifact / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(ExportError, match="does not run in onnxruntime"):
+        runner("onnx", tmp_path / "model.onnx")

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "recipe": {"faults", "job"},
     "model": {"sources"},
     "cost": set(),
-    "techniques": {"cost"},  # the driver notes the cost before and after each step
+    "techniques": {"cost", "job"},  # the driver notes the cost before and after each step
     "exporters": {"cost"},  # an artifact's record has its cost
     "tasks": {"audio"},
     "runtimes": set(),

@@ -72,8 +72,8 @@ def test_what_is_left_when_nothing_is_left_is_the_output_bias() -> None:
         for name in ("out_proj", "down"):
             assert isinstance(layer.matrix(name), Constant)
             assert torch.equal(layer.matrix(name).bias, dense.layers[1].matrix(name).bias)  # type: ignore[arg-type]
-        assert not model.has_ffn(layer)
-        assert model.has_ffn(model.layers[0])
+        assert layer.units == ()
+        assert model.layers[0].units
 
 
 def test_emptying_what_is_empty_changes_nothing() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 import edgecompress
 from edgecompress import cost
 from edgecompress.errors import AudioError, ModelError
-from edgecompress.model import load
+from edgecompress.model import load, save
 from edgecompress.model.forms import exportable
 from tests.library import assert_differ, assert_same, library_network, says
 from tests.models import FAMILIES, VARIANT_NAMES, VARIANTS, example, noise_clip, tiny
@@ -296,3 +296,46 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     library_network("hubert").save_pretrained(tmp_path, max_shard_size="100KB")
     sorted(tmp_path.glob("*.safetensors"))[1].unlink()
     refused(tmp_path, "safetensors is missing")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hidden_size": "big"},
+        {"conv_dim": [8]},
+        {"hidden_act": "gulu"},
+        {"architectures": [None]},
+        {"num_attention_heads": 3},
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    library_network("hubert").save_pretrained(tmp_path / "folder")
+    save(load(tmp_path / "folder"), tmp_path / "checkpoint")
+    for folder in (tmp_path / "folder", tmp_path / "checkpoint"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **wrong}))
+        with pytest.raises(ModelError) as caught:
+            load(folder)
+        assert caught.value.hint
+
+
+def test_weights_of_more_layers_than_the_config_has_are_refused(tmp_path: Path) -> None:
+    library_network("hubert").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(ModelError, match=r"no place for .* weights of encoder layers"):
+        load(tmp_path)
+
+
+def test_a_feature_extractor_inside_a_processor_config_is_found(tmp_path: Path) -> None:
+    library_network("hubert").save_pretrained(tmp_path)
+    nested = {
+        "feature_extractor": {"do_normalize": False, "sampling_rate": 16000},
+        "processor_class": "Wav2Vec2Processor",
+    }
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    clip = noise_clip(0.2, 1)
+    model = load(tmp_path)
+    assert torch.equal(model.features(clip)[0], torch.from_numpy(clip))
+    save(model, tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again").features(clip)[0], torch.from_numpy(clip))

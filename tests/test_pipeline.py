@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from edgecompress import devices, pipeline, session
-from edgecompress.errors import Busy, Unreachable
+from edgecompress.errors import Busy, RecipeError, Unreachable
 from edgecompress.job import AudioSource, Export, Job, Measure, ModelSource, RandomModel, Recipe, SyntheticAudio
 from edgecompress.pipeline.state import only_run
-from edgecompress.records import Artifact, Checkpoint, Failure
+from edgecompress.records import Artifact, Checkpoint, Failure, Run
 from edgecompress.tasks.fidelity import Fidelity
 from edgecompress.techniques.prune_ffn import PruneFfn
 from edgecompress.techniques.prune_heads import PruneHeads
@@ -126,7 +126,8 @@ def test_a_device_that_is_out_is_asked_once_and_every_cell_says_so(job: Job, mon
         asked.append(arguments)
         raise Unreachable("board: nothing answers", hint="is it on?")
 
-    monkeypatch.setattr(devices, "open_device", lambda name: devices.Device(name, None, _Nowhere()))  # type: ignore[arg-type]
+    board = devices.DeviceConfig(transport="ssh", host="board.example")
+    monkeypatch.setattr(devices, "open_device", lambda name: devices.Device(name, board, _Nowhere()))  # type: ignore[arg-type]
     monkeypatch.setattr(session, "measure", unreachable)
     result = pipeline.run(job)
     assert (result.failed, len(asked)) == (2, 1)
@@ -173,3 +174,22 @@ def test_a_changed_recipe_of_the_same_name_makes_new_cells_and_scores_its_own_ch
     for artifact in thin:
         record = Checkpoint.read(Path("out/checkpoints") / artifact.lineage["checkpoint"] / "checkpoint.json")
         assert record.techniques == artifact.lineage["techniques"]
+
+
+def test_another_recording_or_label_under_the_same_name_makes_new_cells(job: Job, tmp_path: Path) -> None:
+    first = job.model_copy(update={"measure": None, "scores": (Fidelity(),)})
+    assert pipeline.run(first).filled == 6
+    longer = first.model_copy(
+        update={"audio": AudioSource(synthetic=SyntheticAudio(clips=2, seconds=0.6), calibration=1, evaluation=1)}
+    )
+    again = pipeline.run(longer)
+    assert (again.filled, again.skipped) == (5, 1)  # only the dense checkpoint looks at no clip
+    run = Run.read(Path("out/run.json"))
+    assert len(run.cells) == 6
+    assert all(list(Path("out").glob(f"*/{cell}*")) for cell in run.cells)
+
+
+def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="threads = 1000"):
+        pipeline.run(job.model_copy(update={"measure": Measure(devices=("local",), threads=1000)}))
+    assert not Path("out").exists()

@@ -160,7 +160,7 @@ def test_a_job_as_data_is_json_and_knows_nothing_of_where_it_lay(write: Write, t
 FAULTY = [
     ('["local"]', '["kitchen-pie"]', "[measure]: no device is called 'kitchen-pie'", "'kitchen-pi'"),
     ('format = "onnx"', 'format = "onx"', "export 1: no format is called 'onx'", "'onnx'"),
-    ('"int8"]', '"int4"]', "export 1: precisions.1: should be 'fp32', 'fp16' or 'int8' (it is 'int4')", ""),
+    ('"int8"]', '"int4"]', "export 1: onnx has no precision 'int4'", "did you mean 'int8'?"),
     ('task = "fidelity"', 'task = "fidelty"', "score 1: no task is called 'fidelty'", "'fidelity'"),
     ('task = "fidelity"', 'kind = "fidelity"', "score 1: no 'task'", "fidelity"),
     ("evaluation = 4", "evaluation = 5", "[audio]: calibration and evaluation need 9 clips, synthetic makes 8", ""),

@@ -144,14 +144,18 @@ class Writer:
     """A subject that has already written: clip name -> text."""
 
     said: dict[str, str]
-    model: Any = field(default_factory=lambda: SimpleNamespace(architecture="WhisperForConditionalGeneration"))
+    model: Any = field(
+        default_factory=lambda: SimpleNamespace(architecture="WhisperForConditionalGeneration", max_seconds=2.0)
+    )
 
     def texts(self, clips: list[Any], progress: Any = None) -> list[str]:
         return [self.said[clip.name] for clip in clips]
 
 
 def written(**said: str) -> tuple[Any, list[Any]]:
-    return Writer(said), [SimpleNamespace(name=name, samples=None) for name in said]
+    return Writer(said), [
+        SimpleNamespace(name=name, samples=np.zeros(48000 if name == "b" else 16000)) for name in said
+    ]
 
 
 def test_word_errors_are_counted_against_what_the_source_writes() -> None:
@@ -176,6 +180,8 @@ def test_word_errors_can_be_counted_against_a_manifest(tmp_path: Path) -> None:
     assert [(item.numerator, item.denominator) for item in result.items] == [(1, 2), (0, 1)]
     assert result.skipped == {"c": "the reference has no words"}
     assert result.conditions["reference"] == "manifest text"
+    assert result.conditions["clips_longer_than_that"] == 1  # b, of 3 s, where the encoder hears 2
+    assert WordErrorRate(reference="manifest").truth_files == ("manifest.csv",)
 
 
 @pytest.mark.parametrize("text", [None, "path,label\na,x\n", "", "path,text\n"])
@@ -207,7 +213,7 @@ def test_a_slot_is_recalled_when_its_words_stand_in_the_text_in_sequence(tmp_pat
     assert set(result.skipped) == {"c", "d"}
     as_words = SlotRecall(numbers_as_words=True).score(subject, subject, clips, str(tmp_path))
     assert as_words.items[0].numerator == 2
-    assert as_words.conditions == {"numbers_as_words": True}
+    assert as_words.conditions["numbers_as_words"] is True
 
 
 def test_text_is_compared_without_case_punctuation_and_spacing() -> None:
@@ -268,3 +274,19 @@ def test_whisper_understands_coffee_orders_and_still_does_with_its_context_trimm
     assert len(recall.items) == 4
     assert value(recall) > 0.4
     assert value(WordErrorRate().score(subject, subject, clips, None)) == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 5}', '{"a": {"slots": 7}}'])
+def test_truths_that_are_not_slots_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "barista_slots.json").write_text(text)
+    subject, clips = written(a="one")
+    with pytest.raises(AudioError, match="does not hold slots"):
+        SlotRecall().score(subject, subject, clips, str(tmp_path))
+
+
+def test_numbers_as_words_holds_for_the_truth_too_and_letters_of_any_language_stay(tmp_path: Path) -> None:
+    (tmp_path / "barista_slots.json").write_text('{"a": {"slots": {"size": "12 ounce", "shots": 2}}}')
+    subject, clips = written(a="A twelve ounce, two shots")
+    items = SlotRecall(numbers_as_words=True).score(subject, subject, clips, str(tmp_path)).items
+    assert (items[0].numerator, items[0].denominator) == (2, 2)
+    assert plain("Größe: ЧАЙ_12") == "größe чай 12"

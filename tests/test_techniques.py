@@ -13,8 +13,9 @@ from pydantic import ValidationError
 import edgecompress
 from edgecompress import DropLayers, Factorize, PruneFfn, PruneHeads, PruneWeights, TrimContext, cost, plugins
 from edgecompress.errors import ModelError, TechniqueError
+from edgecompress.job import describe
 from edgecompress.model import Model, load, save
-from edgecompress.techniques import Context, compress, describe, needs_clips
+from edgecompress.techniques import Context, compress, needs_clips
 from edgecompress.techniques.prune_weights import prunable
 from tests.library import assert_same, says
 from tests.models import FAMILIES, LAYERS, example, noise_clip, tiny
@@ -158,7 +159,7 @@ def test_a_technique_that_leaves_numbers_that_are_none_is_refused(number: float)
 
 
 def test_an_error_says_which_step_with_which_parameters_and_keeps_its_cause() -> None:
-    with pytest.raises(TechniqueError, match=r"step 2 \(drop_layers layers=\(7,\)\): there is no layer 7") as caught:
+    with pytest.raises(TechniqueError, match=r"step 2 \(drop_layers layers=\[7\]\): there is no layer 7") as caught:
         compress(tiny("hubert"), [PruneHeads(ratio=0.5), DropLayers(layers=(7,))])
     assert isinstance(caught.value.__cause__, TechniqueError)
     assert caught.value.hint == "layers left: 0, 1, 2"
@@ -242,3 +243,30 @@ def test_a_transcript_score_needs_to_know_how_whisper_starts_a_transcript() -> N
         model = tiny("whisper", head="ForConditionalGeneration")
         compress(model, [PruneHeads(ratio=0.5, score="first_order")], Context(clips=CLIPS))
     assert isinstance(caught.value.__cause__, ModelError)
+
+
+def test_a_model_in_train_mode_is_compressed_as_in_eval_mode_and_stays_in_train_mode() -> None:
+    """Dropout in the calibration passes would make the folded biases and the chosen heads a matter of chance."""
+    clips = [noise_clip(0.3, seed) for seed in range(2)]
+    technique = PruneHeads(ratio=0.5, score="activation")
+    calm, trained = tiny("hubert"), tiny("hubert")
+    for module in trained.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    trained.train()
+    for model in (calm, trained):
+        compress(model, [technique], Context(clips=clips))
+    for name, tensor in calm.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], tensor), name
+    assert all(module.training for module in trained.modules())
+
+
+def test_a_technique_that_does_not_say_otherwise_is_given_the_clips() -> None:
+    class Curious:
+        kind = "curious"
+
+        def apply(self, model: Model, context: Context) -> None:
+            context.need_clips(self.kind)
+
+    assert needs_clips([Curious()])
+    assert not needs_clips([PruneHeads(ratio=0.5)])

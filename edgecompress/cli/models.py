@@ -115,10 +115,12 @@ def export(
         artifact = exporters.export(
             _load(checkpoint), format, folder, precision=precision, clips=clips,
             recipe=made.recipe if made else "", techniques=made.techniques if made else (),
+            checkpoint=Path(checkpoint).resolve().name if made else "", calibration=made.calibration if made else (),
         )  # fmt: skip
     worst = max(case.relative for case in artifact.parity.cases)
-    size = sum(file.bytes for name, file in artifact.files.items() if name == artifact.model_file)
-    say.note(f"{size / 2**20:.1f} MiB; greatest difference from PyTorch {worst:.2e} of the output's greatest value")
+    say.note(
+        f"{artifact.cost.bytes / 2**20:.1f} MiB; greatest difference from PyTorch {worst:.2e} of the output's greatest value"
+    )
     print(folder)
 
 
@@ -140,7 +142,7 @@ def score(
     from edgecompress.cli import say, scoring
 
     asked = scoring.task(task)
-    recordings = _read(audio, dataset, clips, seed)
+    recordings = scoring.unseen(target, _read(audio, dataset, None, seed), clips)
     folder = audio if audio.is_dir() else audio.parent
     with say.working(f"scoring {target}") as progress:
         record = scoring.score(target, asked, recordings, folder, source, progress)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.errors import ModelError
+from edgecompress.errors import AudioError, ModelError
 from edgecompress.job import DENSE
 from edgecompress.records import Artifact, Checkpoint, Score
 
@@ -40,6 +40,27 @@ def task(text: str) -> Task:
     found = step_of(faults, "tasks", {**fields, "task": name}, "", key="task")
     faults.raise_if_any()
     return found
+
+
+def unseen(target: str, clips: Clips, limit: int | None) -> Clips:
+    """The clips (at most ``limit``) that the target was not calibrated on; the others are named as skipped.
+
+    Raises:
+        AudioError: none is left.
+    """
+    from edgecompress.audio import Clips
+
+    place = Path(target)
+    seen: list[str] = []
+    if (place / "artifact.json").is_file():
+        seen = Artifact.read(place / "artifact.json").lineage.get("calibration", [])
+    elif (place / "checkpoint.json").is_file():
+        seen = Checkpoint.read(place / "checkpoint.json").calibration
+    left = [clip for clip in clips if clip.name not in set(seen)]
+    if not left:
+        raise AudioError("every clip was used to calibrate this model", hint="score it on other recordings")
+    skipped = {clip.name: "the model was calibrated on it" for clip in clips if clip.name in set(seen)}
+    return Clips(tuple(left[:limit]), {**clips.skipped, **skipped})
 
 
 def score(

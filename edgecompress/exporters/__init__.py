@@ -8,7 +8,8 @@ stored, and ``artifact.json`` says what is there. The folder appears whole or no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -70,20 +71,30 @@ def runner(format: str, file: Path) -> Runner:
 
     Raises:
         PluginNotFound: no such format.
-        ExportError: its runtime is not installed on this machine.
+        ExportError: its runtime is not installed on this machine, or cannot open or run the file.
     """
     exporter: Exporter = plugins.find("exporters", format)()
+    what, hint = f"{file} does not run in {exporter.runtime}", "is the runtime installed, and the file whole?"
+    with _converting(what, hint):
+        opened = exporter.open(file)
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with _converting(what, hint):
+            return opened(inputs)
+
+    return run
+
+
+@contextmanager
+def _converting(what: str, hint: str) -> Iterator[None]:
+    """Whatever a converter or runtime raises, it means: this model, this format, not today."""
     try:
-        return exporter.open(file)
-    except ImportError as cause:
-        raise ExportError(
-            f"{exporter.runtime} is not installed here", hint=f"pip install {exporter.runtime}"
-        ) from cause
-
-
-def written_bytes(folder: Path, written: Written) -> int:
-    """Size of the model file."""
-    return (folder / written.model_file).stat().st_size
+        yield
+    except EdgeCompressError:
+        raise
+    except Exception as cause:
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
+        raise ExportError(f"{what}: {first}", hint=hint) from cause
 
 
 def export(
@@ -97,6 +108,7 @@ def export(
     clips: Sequence[np.ndarray] | None = None,
     techniques: Sequence[Mapping[str, Any]] = (),
     checkpoint: str = "",
+    calibration: Sequence[str] = (),
     reuse: str | Path | None = None,
     exporter: Exporter | None = None,
 ) -> Artifact:
@@ -112,6 +124,7 @@ def export(
         clips: 16 kHz mono float32 audio for parity and the golden input; a synthetic clip is used without any.
         techniques: the recipe's techniques as tables, for the record and the file's metadata.
         checkpoint: name of the folder that the model was loaded from, for the record.
+        calibration: names of the clips that the techniques looked at, for the record: they are not to be scored.
         reuse: an fp32 artifact of this model in the same format, to start from instead of exporting again. Ignored
             when it is missing or of other weights.
         exporter: an exporter that is not installed as a plug-in.
@@ -134,17 +147,11 @@ def export(
     facts = lineage.facts(model, recipe, techniques)
     full = lineage.matching_fp32(reuse, exporter.format, facts["weights_sha256"])
     with evaluating(model), records.whole_folder(Path(folder)) as beside:
-        try:
+        with _converting(f"{exporter.format} {precision}", "try another format or precision"):
             metadata = lineage.metadata(facts, precision)
             written = exporter.write(model, precision, beside, metadata, full)
+            bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
             run = exporter.open(beside / written.model_file)
-        except EdgeCompressError:
-            raise
-        except Exception as cause:  # whatever a converter raises, it means: this model, this format, not today
-            first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
-            raise ExportError(
-                f"{exporter.format} {precision}: {first}", hint="try another format or precision"
-            ) from cause
         checked = parity.check(model, run, precision, exporter.runtime, clips)
         kept = golden.write(model, precision, beside, clips)
         del run
@@ -163,9 +170,9 @@ def export(
             parity=checked,
             quantized_nodes=written.quantized_nodes,
             audio=kept.audio,
-            cost=cost.of_export(model, kept.audio.golden_seconds, written_bytes(beside, written)),
+            cost=cost.of_export(model, kept.audio.golden_seconds, bytes_written),
             source=model.origin.source,
-            lineage={**facts, **written.lineage, "checkpoint": checkpoint},
+            lineage={**facts, **written.lineage, "checkpoint": checkpoint, "calibration": list(calibration)},
             tool=lineage.tool(),
         )
         artifact.write(beside / "artifact.json")

@@ -44,11 +44,5 @@ def output_shape(model: Model, traced: torch.Tensor) -> list[int | str]:
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
     """Eval mode and no gradients inside; afterwards every part is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with torch.no_grad(), model.evaluating():
+        yield

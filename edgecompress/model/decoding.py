@@ -12,13 +12,26 @@ from edgecompress.errors import ModelError
 if TYPE_CHECKING:
     from edgecompress.model.network import Model
 
-MAX_NEW_TOKENS = 64
+MAX_NEW_TOKENS = 128  # 30 s of brisk speech; a model that loops would go on to 448
 
 
 def prompt(model: Model) -> list[int]:
-    """Start of transcript, no time stamps: what the decoder is given before the first word (English-only models)."""
+    """Start of transcript, no time stamps: what the decoder is given before the first word.
+
+    Multilingual models are told to transcribe in ``language`` of ``generation_config.json``, English if it has none.
+    """
     settings = generation_settings(model)
-    return [int(settings["decoder_start_token_id"]), int(settings["no_timestamps_token_id"])]
+    start, plain = int(settings["decoder_start_token_id"]), int(settings["no_timestamps_token_id"])
+    if not settings.get("lang_to_id"):
+        return [start, plain]
+    language = str(settings.get("language") or "en").strip("<|>")
+    try:
+        return [start, int(settings["lang_to_id"][f"<|{language}|>"]), int(settings["task_to_id"]["transcribe"]), plain]
+    except (KeyError, TypeError) as cause:
+        raise ModelError(
+            f"generation_config.json has no tokens to transcribe {language!r}",
+            hint="set language in generation_config.json to one of lang_to_id, as <|en|>",
+        ) from cause
 
 
 def generation_settings(model: Model) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,6 @@ from edgecompress.model.anatomy import Anatomy
 from edgecompress.model.attention import GatedSelfAttention
 from edgecompress.model.edits import Edit, with_edit
 from edgecompress.model.layer import Layer
-from edgecompress.model.linear import NothingIn
 from edgecompress.records import Source
 
 SAMPLE_RATE = 16000
@@ -237,6 +237,13 @@ class Model(nn.Module):
         module = self.encoder_module if self.family == "whisper" else self.base
         return tuple(module(inputs, output_hidden_states=True).hidden_states)
 
-    def has_ffn(self, layer: Layer) -> bool:
-        """Whether a layer has any feed-forward unit left."""
-        return not isinstance(layer.up, NothingIn)
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode inside (no dropout, no layer dropped at random); afterwards every part is in the mode it was in."""
+        own, modes = self.training, {module: module.training for module in self.modules()}
+        try:
+            self.eval()
+            yield
+        finally:
+            for module in self.modules():
+                module.training = modes.get(module, own)  # a part that is new since then goes with the whole

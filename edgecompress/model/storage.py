@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from edgecompress.model.network import Model, Origin
 from edgecompress.records import Source
 from edgecompress.sources import read_json
 
+CONFIG_HINT = "see the config class of the family in transformers"
 CARRIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -47,14 +49,12 @@ def load(path_or_id: str | os.PathLike[str]) -> Model:
     config = read_json(folder / "config.json")
     anatomy = anatomy_of(str(config.get("model_type")), str(folder))
     architecture = (config.get("architectures") or [anatomy.prefix + "Model"])[0]
-    name = class_name(anatomy, architecture, str(folder))
+    name = class_name(anatomy, str(architecture), str(folder))
     if (folder / "edits.json").exists():
         return _rebuild(folder, config, anatomy, name)
     origin = Origin(
         config=config,
-        preprocessor=read_json(folder / "preprocessor_config.json")
-        if (folder / "preprocessor_config.json").exists()
-        else None,
+        preprocessor=_preprocessor(folder),
         source=sources.of_folder(folder),
         source_bytes=sum(file.stat().st_size for file in sources.weight_files(folder)),
         extra_files=_carried(folder),
@@ -70,7 +70,7 @@ def from_config(config: Any, *, seed: int, name: str = "random", source: Source 
     architecture = class_name(anatomy, (config.architectures or [anatomy.prefix + "Model"])[0], type(config).__name__)
     given = config.to_dict()
     settings = {**given, "architectures": [architecture], sources.RANDOM_MARK: True}
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), _library(name, CONFIG_HINT):
         torch.manual_seed(seed)
         network = getattr(transformers, architecture)._from_config(copy.deepcopy(config), attn_implementation="eager")
     origin = Origin(settings, None, source or sources.of_random(given, seed, name))
@@ -86,12 +86,8 @@ def from_config_values(config: dict[str, Any], *, seed: int, source: Source) -> 
     import transformers
 
     anatomy_of(str(config.get("model_type")), source.name)
-    try:
+    with _library(source.name, CONFIG_HINT):
         settings = transformers.AutoConfig.for_model(**copy.deepcopy(config))
-    except (TypeError, ValueError) as cause:
-        raise ModelError(
-            f"{source.name}: {_line(cause)}", hint="see the config class of the family in transformers"
-        ) from cause
     return from_config(settings, seed=seed, source=source)
 
 
@@ -159,30 +155,51 @@ def _carried(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text(encoding="utf-8") for name in CARRIED if (folder / name).exists()}
 
 
-def _from_folder(folder: Path, name: str) -> nn.Module:
-    import transformers
-    from safetensors import SafetensorError
+def _preprocessor(folder: Path) -> dict[str, Any] | None:
+    """Settings of the feature extractor: newer folders keep them inside ``processor_config.json``."""
+    if (folder / "preprocessor_config.json").exists():
+        return read_json(folder / "preprocessor_config.json")
+    if (folder / "processor_config.json").exists():
+        nested = read_json(folder / "processor_config.json").get("feature_extractor")
+        return nested if isinstance(nested, dict) else None
+    return None
 
+
+@contextmanager
+def _library(where: object, hint: str) -> Iterator[None]:
+    """Whatever the library raises on a config or weights it cannot take becomes a ModelError; its kinds change often."""
     try:
         with _quiet():
-            network, info = getattr(transformers, name).from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as cause:
-        raise ModelError(
-            f"{folder}: the weights do not load: {_line(cause)}",
-            hint="the file is truncated or of another model; download it again",
-        ) from cause
+            yield
+    except ModelError:
+        raise
+    except Exception as cause:
+        raise ModelError(f"{where}: {type(cause).__name__}: {_line(cause)}", hint=hint) from cause
+
+
+def _from_folder(folder: Path, name: str) -> nn.Module:
+    import transformers
+
+    with _library(f"{folder}: the weights do not load", "the file is truncated or of another model; download it again"):
+        network, info = getattr(transformers, name).from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     for name, parameter in network.named_parameters():
         if name.endswith("masked_spec_embed") and name in info["missing_keys"]:
             torch.nn.init.zeros_(parameter)  # only training looks at it; random, two loads would not be the same
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", []))
+    spare = sorted(key for key in info["unexpected_keys"] if re.search(r"encoder\.layers\.\d+\.", key))
+    if spare:
+        raise ModelError(
+            f"{folder}: config.json has no place for {len(spare)} weights of encoder layers, e.g. {spare[0]}",
+            hint="config.json and model.safetensors belong to different models",
+        )
     if missing or mismatched:
         raise ModelError(
             f"{folder}: {len(missing)} weights are missing and {len(mismatched)} have another shape, e.g. {(missing + mismatched)[0]}",
@@ -210,13 +227,10 @@ def _rebuild(folder: Path, config: dict[str, Any], anatomy: Anatomy, name: str) 
         raise ModelError(
             f"{folder / 'edits.json'} does not hold edits: {_line(cause)}", hint="compress the model again"
         ) from cause
-    settings = transformers.AutoConfig.for_model(**copy.deepcopy(config))
-    with _quiet(), torch.device("meta"):
+    with _library(folder, CONFIG_HINT), torch.device("meta"):
+        settings = transformers.AutoConfig.for_model(**copy.deepcopy(config))
         network = getattr(transformers, name)._from_config(settings, dtype=torch.float32, attn_implementation="eager")
-    preprocessor = folder / "preprocessor_config.json"
-    origin = Origin(
-        config, read_json(preprocessor) if preprocessor.exists() else None, source, extra_files=_carried(folder)
-    )
+    origin = Origin(config, _preprocessor(folder), source, extra_files=_carried(folder))
     model = dress(network, anatomy, name, origin, check=False)
     for edit in edits:
         model.change(edit)

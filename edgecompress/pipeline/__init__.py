@@ -48,6 +48,7 @@ def run(job: Job, progress: Say | None = None) -> RunResult:
 
     state = State(job, expand(job.output), progress or (lambda text: None))
     recipes = [recipe.name for recipe in job.recipes]
+    _ = state.plan, state.devices  # a plan or a device that cannot be is told now, not after hours
     record = Run(name=job.name, source=state.source, job=job.model_dump(mode="json"), recipes=recipes, tool=TOOL)
     state.say(
         f"{len(state.clips[0])} clips calibrate, {len(state.clips[1])} are scored, {len(state.clips[0].skipped)} were skipped"
@@ -60,5 +61,6 @@ def run(job: Job, progress: Say | None = None) -> RunResult:
             score_all(state, one)
         measure_all(state, made)
         state.sweep_failures()
+        record.model_copy(update={"cells": sorted(state.cells)}).write(state.folder / "run.json")
         state.say("writing the report")
         return RunResult(report.write(state.folder), state.filled, state.skipped, state.failed)

@@ -49,17 +49,17 @@ def checkpoint_of(state: State, recipe: Recipe) -> Path | None:
     from edgecompress.techniques import needs_clips
 
     techniques = [describe(technique) for technique in recipe.techniques]
-    calibration = [clip.name for clip in state.clips[0]] if needs_clips(recipe.techniques) else []
-    key = records.content_key([state.source.sha256, techniques, calibration, state.job.seed])
+    clips = state.clips[0] if needs_clips(recipe.techniques) else None
+    key = records.content_key([state.source.sha256, techniques, clips.keys if clips else [], state.job.seed])
     folder = state.folder / "checkpoints" / f"{recipe.name}-{key}"
-    if state.there(folder / "checkpoint.json"):
+    if state.there(folder):
         return folder
     with state.cell(folder.name, stage="compress", recipe=recipe.name):
         write_checkpoint(
             state.source_model,
             recipe,
             folder,
-            clips=state.clips[0] if calibration else None,
+            clips=clips,
             seed=state.job.seed,
             progress=state.say,
         )
@@ -95,6 +95,7 @@ def write_checkpoint(
             techniques=[describe(technique) for technique in recipe.techniques],
             steps=steps,
             cost=cost.measure(small),
+            calibration=[clip.name for clip in clips or () if techniques.needs_clips(recipe.techniques)],
             files={file.name: records.file_sha256(file) for file in sorted(beside.iterdir())},
             tool=TOOL,
             versions=_versions("torch", "transformers"),
@@ -111,10 +112,10 @@ def artifacts_of(state: State, checkpoint: Path) -> list[Made]:
     for export in state.job.exports:
         full: Path | None = None
         for precision in export.precisions:
-            key = records.content_key([checkpoint.name, export.format, precision])
+            key = records.content_key([checkpoint.name, export.format, precision, state.probe.keys])
             folder = state.folder / "artifacts" / f"{record.recipe}-{export.format}-{precision}-{key}"
             where = {"recipe": record.recipe, "format": export.format, "precision": precision}
-            if not state.there(folder / "artifact.json"):
+            if not state.there(folder):
                 with state.cell(folder.name, stage="export", **where):
                     small = small or _load(checkpoint)
                     _export(state, small, checkpoint, record, folder, export.format, precision, full)
@@ -136,19 +137,17 @@ def _export(
 ) -> None:
     from edgecompress import exporters
 
-    calibration, evaluation = state.clips
-    clips = (evaluation.arrays or calibration.arrays)[:2]
     exporters.export(
-        small, format, folder, precision=precision, recipe=record.recipe, clips=clips or None,
-        techniques=record.techniques, checkpoint=checkpoint.name, reuse=full,
+        small, format, folder, precision=precision, recipe=record.recipe, clips=state.probe.arrays or None,
+        techniques=record.techniques, checkpoint=checkpoint.name, calibration=record.calibration, reuse=full,
     )  # fmt: skip
 
 
 def score_all(state: State, made: Made) -> None:
     subject: Subject | None = None
     for task in state.job.scores:
-        names = [clip.name for clip in state.clips[1]]
-        key = records.content_key([made.folder.name, describe(task), names])
+        truths = _truths(state, task)
+        key = records.content_key([made.folder.name, describe(task), state.clips[1].keys, truths])
         file = state.folder / "scores" / f"{made.folder.name}-{task.kind}-{key}.json"
         if state.there(file):
             continue
@@ -210,22 +209,27 @@ def subject_of_artifact(folder: Path, artifact: Artifact, around: Model) -> Subj
     return tasks.of_runner(around, run, artifact.inputs[0].name, artifact.outputs[0].name)
 
 
+def _truths(state: State, task: Any) -> list[str]:
+    """Hashes of the files beside the audio that hold a task's truths: a mended label is another score."""
+    names = getattr(task, "truth_files", ())
+    files = [Path(state.audio_folder or "") / name for name in names]
+    return [records.file_sha256(file) for file in files if file.is_file()]
+
+
 def measure_all(state: State, made: list[Made]) -> None:
     """One device after the other, one artifact at a time: nothing else of ours runs meanwhile."""
-    from edgecompress import session
-
     asked = state.job.measure
     if asked is None:
         return
-    values = asked.model_dump(exclude={"devices"})
+    values = asked.model_dump(mode="json", exclude={"devices"})
     for name in asked.devices:
         waiting = []
         for one in made:
-            key = records.content_key([one.folder.name, name, values])
+            key = records.content_key([one.folder.name, state.devices[name], values])
             file = state.folder / "measurements" / f"{one.folder.name}-{name}-{key}.json"
             if not state.there(file):
                 waiting.append((file, one))
-        _measure_on(state, name, session.Plan(**values), waiting)
+        _measure_on(state, name, state.plan, waiting)
 
 
 def _measure_on(state: State, name: str, plan: Plan, waiting: list[tuple[Path, Made]]) -> None:

@@ -18,6 +18,7 @@ from edgecompress.records import Failure, Source
 if TYPE_CHECKING:
     from edgecompress.audio import Clips
     from edgecompress.model import Model
+    from edgecompress.session import Plan
     from edgecompress.tasks import Subject
 
 Say = Callable[[str], None]
@@ -34,6 +35,7 @@ class State:
     skipped: int = 0
     failed: int = 0
     failures: set[str] = field(default_factory=set)
+    cells: list[str] = field(default_factory=list)
 
     @cached_property
     def source(self) -> Source:
@@ -68,6 +70,46 @@ class State:
         """(calibration, evaluation) clips."""
         return read_clips(self.job.audio)
 
+    @property
+    def probe(self) -> Clips:
+        """The clips that parity is checked on; the first is the golden input."""
+        from edgecompress.audio import Clips
+
+        calibration, evaluation = self.clips
+        return Clips((evaluation.items or calibration.items)[:2])
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How to measure.
+
+        Raises:
+            RecipeError: the job asks for what no plan can be.
+        """
+        from edgecompress.session import Plan
+
+        asked = self.job.measure
+        return Plan(**asked.model_dump(exclude={"devices"})) if asked else Plan()
+
+    @cached_property
+    def devices(self) -> dict[str, dict[str, Any]]:
+        """What each of the job's devices is, by name: another host under the same name is another device.
+
+        Its port, key and settings on the way there are not: a forwarded port may change between two tries.
+
+        Raises:
+            PluginNotFound: no such device.
+        """
+        from edgecompress import devices
+
+        found = {}
+        for name in self.job.measure.devices if self.job.measure else ():
+            with devices.open_device(name) as device:  # nothing is connected by that
+                found[name] = {
+                    "name": name,
+                    **device.config.model_dump(mode="json", include={"transport", "host", "profile"}),
+                }
+        return found
+
     @cached_property
     def audio_folder(self) -> str | None:
         audio = self.job.audio
@@ -95,9 +137,10 @@ class State:
             if file.name not in self.failures:
                 file.unlink()
 
-    def there(self, finished: Path) -> bool:
-        """Whether a cell is finished already; counts it."""
-        if finished.exists():
+    def there(self, cell: Path) -> bool:
+        """Whether a cell (a folder with its record in it, or a record) is finished already; counts it."""
+        self.cells.append(cell.name.removesuffix(".json"))
+        if cell.exists():
             self.skipped += 1
             return True
         return False

@@ -110,7 +110,7 @@ class Result:
 
 
 class Task(Protocol):
-    """The contract."""
+    """The contract. A task with truths in files beside the audio names them in a property ``truth_files``."""
 
     kind: ClassVar[str]
 

@@ -16,6 +16,7 @@ from edgecompress.errors import AudioError, ModelError
 from edgecompress.records import ScoreItem
 from edgecompress.tasks import NamedClip, Progress, Result, Subject
 
+SAMPLE_RATE = 16000
 NUMBERS = dict(
     zip(
         ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "12", "16", "20"),
@@ -30,11 +31,12 @@ class WordErrorRate:
     """Word errors (substituted, deleted, inserted) over words of the reference, lower case, without punctuation.
 
     ``reference = "source"``: what the untouched model writes for the same clip, with its whole context.
-    ``reference = "manifest"``: the column ``text`` of the audio folder's ``manifest.csv``.
+    ``reference = "manifest"``: the column ``text`` of ``manifest``, a CSV file in the audio folder.
     """
 
     kind: ClassVar[str] = "wer"
     reference: Literal["source", "manifest"] = "source"
+    manifest: Annotated[str, Field(pattern=r"^[^/\\]+\.csv$")] = "manifest.csv"
 
     def score(
         self,
@@ -47,7 +49,7 @@ class WordErrorRate:
         import jiwer
 
         need_decoder(subject, self.kind)
-        truths = _manifest_texts(folder) if self.reference == "manifest" else {}
+        truths = _manifest_texts(folder, self.manifest) if self.reference == "manifest" else {}
         items, skipped = [], {}
         references = [truths.get(clip.name, "") for clip in clips] if truths else source.texts(clips)
         for clip, text, reference in zip(clips, subject.texts(clips, progress), references, strict=True):
@@ -68,8 +70,15 @@ class WordErrorRate:
                     detail={"text": text, "reference": reference},
                 )
             )
-        conditions = {"reference": "the source model's text" if self.reference == "source" else "manifest text"}
-        return Result("wer", False, items, skipped, conditions)
+        if not items:
+            raise AudioError("none of the references has words", hint="look at the manifest's column text")
+        reference = "the source model's text" if self.reference == "source" else "manifest text"
+        return Result("wer", False, items, skipped, {"reference": reference, **_limits(subject, clips)})
+
+    @property
+    def truth_files(self) -> tuple[str, ...]:
+        """What is read beside the audio."""
+        return (self.manifest,) if self.reference == "manifest" else ()
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -96,12 +105,16 @@ class SlotRecall:
         slots = _slots(folder, self.truths)
         items, skipped = [], {}
         for clip, text in zip(clips, subject.texts(clips, progress), strict=True):
-            truth = slots.get(clip.name, {}).get("slots")
+            truth = slots.get(clip.name)
             if not truth:
                 skipped[clip.name] = f"{self.truths} has no slots for it"
                 continue
             said = f" {plain(text, numbers=self.numbers_as_words)} "
-            missed = [name for name, value in truth.items() if f" {plain(value)} " not in said]
+            missed = [
+                name
+                for name, value in truth.items()
+                if f" {plain(str(value), numbers=self.numbers_as_words)} " not in said
+            ]
             items.append(
                 ScoreItem(
                     clip=clip.name,
@@ -114,12 +127,18 @@ class SlotRecall:
             raise AudioError(
                 f"none of the clips has slots in {self.truths}", hint="give the audio folder that the file belongs to"
             )
-        return Result("slot_recall", True, items, skipped, {"numbers_as_words": self.numbers_as_words})
+        conditions = {"numbers_as_words": self.numbers_as_words, **_limits(subject, clips)}
+        return Result("slot_recall", True, items, skipped, conditions)
+
+    @property
+    def truth_files(self) -> tuple[str, ...]:
+        """What is read beside the audio."""
+        return (self.truths,)
 
 
 def plain(text: str, *, numbers: bool = False) -> str:
     """Lower case, letters and digits only, single spaces; digits as words when asked."""
-    words = re.sub(r"[^a-z0-9 ]", " ", text.lower()).split()
+    words = re.sub(r"[^\w ]|_", " ", text.lower()).split()
     return " ".join(NUMBERS.get(word, word) if numbers else word for word in words)
 
 
@@ -132,21 +151,50 @@ def need_decoder(subject: Subject, who: str) -> None:
         )
 
 
-def _slots(folder: str | None, name: str) -> dict[str, Any]:
+def _limits(subject: Subject, clips: Sequence[NamedClip]) -> dict[str, Any]:
+    """What the score of a Whisper holds under: how many words at most, and how many clips it could not hear whole."""
+    from edgecompress.model.decoding import MAX_NEW_TOKENS
+
+    heard = subject.model.max_seconds or float("inf")
+    return {
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "encoder_hears_seconds": subject.model.max_seconds,
+        "clips_longer_than_that": sum(len(clip.samples) / SAMPLE_RATE > heard for clip in clips),
+    }
+
+
+def _slots(folder: str | None, name: str) -> dict[str, dict[str, Any]]:
+    """True slots by clip.
+
+    Raises:
+        AudioError: the file is missing, or not what it should be.
+    """
     path = Path(folder or "") / name
-    if not folder or not path.exists():
+    try:
+        truths = json.loads(path.read_text(encoding="utf-8"))
+        return {clip: dict(entry.get("slots", {})) for clip, entry in truths.items()}
+    except OSError as cause:
         raise AudioError(
             f"{path} with the true slots is missing", hint="point [audio] folder at the recordings that have it"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+        ) from cause
+    except (ValueError, TypeError, AttributeError) as cause:
+        raise AudioError(
+            f"{path} does not hold slots ({cause})", hint='it is JSON: {"clip.flac": {"slots": {"size": "small"}}}'
+        ) from cause
 
 
-def _manifest_texts(folder: str | None) -> dict[str, str]:
-    path = Path(folder or "") / "manifest.csv"
-    if not folder or not path.exists():
-        raise AudioError(f"{path} is missing", hint='use reference = "source", or give a manifest with a column text')
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or "text" not in rows[0]:
-        raise AudioError(f"{path} has no column text", hint='use reference = "source"')
-    return {row["path"]: row["text"] for row in rows}
+def _manifest_texts(folder: str | None, name: str) -> dict[str, str]:
+    """True texts by clip; AudioError as in :func:`_slots`."""
+    path = Path(folder or "") / name
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            texts = {row["path"]: row["text"] or "" for row in csv.DictReader(stream)}
+            if not texts:
+                raise ValueError("it has no rows")
+            return texts
+    except OSError as cause:
+        raise AudioError(
+            f"{path} is missing", hint='use reference = "source", or give a manifest with a column text'
+        ) from cause
+    except (KeyError, ValueError, csv.Error) as cause:
+        raise AudioError(f"{path} has no column text ({cause})", hint='use reference = "source"') from cause

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgecompress.errors import EdgeCompressError, TechniqueError
+from edgecompress.job import describe
 from edgecompress.records import Step
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Context:
 
 
 class Technique(Protocol):
-    """The contract. A technique that looks at calibration audio also has a property ``needs_clips`` that says so."""
+    """The contract. A property ``needs_clips`` that says False spares it (and its cells) the calibration audio."""
 
     kind: ClassVar[str]
 
@@ -55,14 +56,9 @@ class Technique(Protocol):
         """Carry the technique out on ``model``, in place."""
 
 
-def describe(technique: Technique) -> dict[str, Any]:
-    """A technique as its recipe table: ``{"kind": ..., field: value, ...}``."""
-    return {"kind": technique.kind, **asdict(technique)}  # type: ignore[call-overload]
-
-
 def needs_clips(techniques: Sequence[Technique]) -> bool:
     """Whether any of the techniques looks at calibration audio."""
-    return any(getattr(technique, "needs_clips", False) for technique in techniques)
+    return any(getattr(technique, "needs_clips", True) for technique in techniques)
 
 
 def compress(
@@ -89,7 +85,8 @@ def compress(
         started, known = time.perf_counter(), len(context.notes)
         where = f"step {number} ({technique.kind} {_fields(technique)})"
         try:
-            technique.apply(model, context)
+            with model.evaluating():
+                technique.apply(model, context)
         except EdgeCompressError as cause:
             raise TechniqueError(f"{where}: {cause.message}", hint=cause.hint) from cause
         after = cost.measure(model)

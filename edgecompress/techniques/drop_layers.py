@@ -22,6 +22,7 @@ class DropLayers:
     """
 
     kind: ClassVar[str] = "drop_layers"
+    needs_clips: ClassVar[bool] = False
     layers: Annotated[tuple[int, ...], Field(min_length=1, description="original numbers of the layers to drop")]
 
     def apply(self, model: Model, context: Context) -> None:

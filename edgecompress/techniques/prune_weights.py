@@ -26,6 +26,7 @@ class PruneWeights:
     """
 
     kind: ClassVar[str] = "prune_weights"
+    needs_clips: ClassVar[bool] = False
     ratio: Annotated[float, Field(gt=0, lt=1, description="share of weights that become zero")]
 
     def apply(self, model: Model, context: Context) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class Moments:
-    """Mean and second moments of frames, gathered batch by batch in float64.
+    """Mean and second moments of frames, gathered batch by batch about the mean of the first one.
+
+    About that mean, and not about zero: the products are float32, and a channel's large mean would drown its variance.
 
     ``joint`` keeps the second moments of every pair (width, width), else of each alone (width,): for 1,536 units on
     40 clips of 30 s that is a second instead of half a minute.
@@ -25,16 +27,20 @@ class Moments:
     def __init__(self, *, joint: bool) -> None:
         self.joint = joint
         self.frames = 0
+        self.centre = torch.zeros(0)
         self.total = torch.zeros(0, dtype=torch.float64)
         self.square = torch.zeros(0, dtype=torch.float64)
 
     def add(self, x: torch.Tensor) -> None:
         """Take in (..., width) frames."""
         flat = x.detach().reshape(-1, x.shape[-1])
-        square = flat.T @ flat if self.joint else flat.square().sum(0, dtype=torch.float64)
         if not self.frames:
-            self.total = torch.zeros(flat.shape[1], dtype=torch.float64)
-            self.square = torch.zeros(square.shape, dtype=torch.float64)
+            width = flat.shape[1]
+            self.centre = flat.mean(0)
+            self.total = torch.zeros(width, dtype=torch.float64)
+            self.square = torch.zeros((width, width) if self.joint else (width,), dtype=torch.float64)
+        flat = flat - self.centre
+        square = flat.T @ flat if self.joint else flat.square().sum(0, dtype=torch.float64)
         self.frames += flat.shape[0]
         self.total += flat.sum(0, dtype=torch.float64)
         self.square += square.double()
@@ -42,17 +48,20 @@ class Moments:
     @property
     def mean(self) -> torch.Tensor:
         """(width,), float64."""
-        return self.total / self.frames
+        return self.total / self.frames + self.centre.double()
 
     @property
     def mean_square(self) -> torch.Tensor:
-        """(width,), float64."""
-        return (self.square.diagonal() if self.joint else self.square) / self.frames
+        """(width,), float64: about zero."""
+        about_centre = (self.square.diagonal() if self.joint else self.square) / self.frames
+        centre = self.centre.double()
+        return about_centre + 2 * centre * self.total / self.frames + centre.square()
 
     @property
     def covariance(self) -> torch.Tensor:
         """(width, width), float64; joint moments only."""
-        return self.square / self.frames - torch.outer(self.mean, self.mean)
+        offset = self.total / self.frames
+        return self.square / self.frames - torch.outer(offset, offset)
 
 
 @contextmanager
@@ -131,7 +140,7 @@ def first_order(
         return hook
 
     generator = torch.Generator().manual_seed(context.seed)
-    batches = 0
+    clips_seen = 0
     with hooked([layer.matrix(matrix).register_forward_pre_hook(watch(layer.number)) for layer in layers]):
         for inputs in model.batches(clips, size=4):
             model.network.zero_grad(set_to_none=True)
@@ -139,7 +148,8 @@ def first_order(
             for number, activation in seen.items():
                 effect = (activation.detach() * _grad(activation)).reshape(-1, activation.shape[-1] // width, width)
                 score = effect.sum(-1).abs().sum(0).double()
-                scores[number] = scores.get(number, 0) + score
-            batches += 1
+                # A batch's loss is a mean over its clips: by their number, so that each clip weighs the same.
+                scores[number] = scores.get(number, 0) + score * inputs.shape[0]
+            clips_seen += inputs.shape[0]
     model.network.zero_grad(set_to_none=True)
-    return {number: score / batches for number, score in scores.items()}
+    return {number: score / clips_seen for number, score in scores.items()}

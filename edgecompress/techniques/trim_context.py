@@ -25,6 +25,7 @@ class TrimContext:
     """
 
     kind: ClassVar[str] = "trim_context"
+    needs_clips: ClassVar[bool] = False
     seconds: Annotated[float, Field(ge=0.1, le=30, description="audio that the encoder still sees, seconds")]
 
     def apply(self, model: Model, context: Context) -> None:
