@@ -13,6 +13,7 @@ VENV := .venv
 VENV4 := .venv-transformers4
 KEY := $(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-12)
 KEY4 := $(shell cat constraints-transformers4.txt pyproject.toml | sha256sum | cut -c1-12)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Two -q leave pip's errors: local indexes make it warn once for every package and directory that is not there.
 INSTALL := -m pip install -qq --no-input --disable-pip-version-check
 
@@ -41,10 +42,12 @@ whisper: $(VENV)/installed-dev-$(KEY)
 clean:
 	rm -rf $(VENV) $(VENV4) .tools .mypy_cache .pytest_cache .ruff_cache
 
+# A folder whose Python is gone, too old or without pip is made anew, and a failure leaves none behind.
 define make_venv
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "error: Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "installing into $(1): some minutes, once" >&2
-	@test -x $(1)/bin/python || "$(PYTHON)" -m venv $(1) || { echo "error: '$(PYTHON)' has no venv; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	@"$(1)/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(1)/bin/python" -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || rm -rf $(1)
+	@test -x $(1)/bin/python || "$(PYTHON)" -m venv $(1) || { rm -rf $(1); echo "error: '$(PYTHON)' has no venv; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@$(1)/bin/python $(INSTALL) -c $(2) -e '.[$(3)]'
 	@rm -f $(1)/installed-* && touch $@
 endef

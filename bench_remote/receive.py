@@ -4,12 +4,13 @@ The first line of standard input is ``{"cache", "limit_bytes", "objects": [{"sha
 what is whole and, for the rest, how far an earlier upload came (with the hash of that much). Then, for each missing
 object, comes a line ``{"sha256", "bytes", "offset"}`` and the raw bytes from that offset on; ``{"end": true}`` ends.
 
-An object is written beside its place, flushed, hashed here, and renamed: it is never seen half. Two uploads of one
-object need no lock: they write the same bytes at the same places. It must start on Python 3.6, to say that it
-is too old.
+An object is written beside its place, flushed, hashed here, and renamed: it is never seen half. Of two uploads of one
+object the second waits for the first, by a lock on the partial file that ends with its process. It must start on
+Python 3.6, to say that it is too old.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -60,49 +61,88 @@ def make_room(objects: str, keep: Any, limit: int) -> None:
     others = []
     for name in os.listdir(objects):
         if name.split(".")[0] not in keep:
-            found = os.stat(os.path.join(objects, name))
+            try:
+                found = os.stat(os.path.join(objects, name))
+            except OSError:
+                continue  # renamed or removed by another upload just now
             others.append((found.st_mtime, found.st_size, name))
     total = sum(keep.values()) + sum(size for _, size, _ in others)
     for _, size, name in sorted(others):
         if total <= limit:
             return
-        os.unlink(os.path.join(objects, name))
-        total -= size
+        if drop(os.path.join(objects, name)):
+            total -= size
+
+
+def drop(path: str) -> bool:
+    """Remove a file, unless it is a partial one that another upload is writing now."""
+    try:
+        if path.endswith(".part"):
+            with open(path, "r+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+        else:
+            os.unlink(path)
+    except OSError:
+        return False
+    return True
+
+
+def claim(part: str) -> Any:
+    """The partial file, open and ours alone. Whoever had it before may have renamed or removed it: then a new one."""
+    while True:
+        stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(stream.fileno()), os.stat(part)):
+                return stream
+        except OSError as why:
+            if why.errno != errno.ENOENT:
+                raise
+        stream.close()
 
 
 def receive(place: str, wanted: Any) -> bool:
     """Write one object beside its place, then verify and rename. False when the sender went away."""
-    part, left = place + ".part", wanted["bytes"] - wanted["offset"]
-    if wanted["offset"] == 0 and os.path.exists(part):
-        os.unlink(part)
-    incoming: Any = sys.stdin.buffer
-    handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
-    with os.fdopen(handle, "r+b", 0) as stream:
+    part = place + ".part"
+    with claim(part) as stream:
+        there = os.path.exists(place)  # another upload was first: what comes is read and let go
+        stream.truncate(0 if there else wanted["offset"])
         stream.seek(wanted["offset"])
-        while left:
-            block = incoming.read1(min(left, 1 << 18))
-            if not block:
+        if not copy(None if there else stream, wanted["bytes"] - wanted["offset"]):
+            return False
+        if there:
+            os.unlink(part)
+        else:
+            os.fsync(stream.fileno())
+            if digest(part, wanted["bytes"]) != wanted["sha256"]:
+                os.unlink(part)
+                say(error="hash", message="{} did not arrive as it was sent".format(wanted["sha256"]))
                 return False
-            left -= len(block)
-            while block:
-                block = block[stream.write(block) :]
-        stream.truncate(wanted["bytes"])
-        os.fsync(stream.fileno())
-    if digest(part, wanted["bytes"]) != wanted["sha256"]:
-        os.unlink(part)
-        say(error="hash", message="{} did not arrive as it was sent".format(wanted["sha256"]))
-        return False
-    os.chmod(part, 0o400)
-    os.rename(part, place)
+            os.rename(part, place)
+            os.chmod(place, 0o400)
     say(stored=wanted["sha256"])
     return True
 
 
+def copy(stream: Any, left: int) -> bool:
+    """``left`` bytes from standard input to ``stream`` (None: nowhere). False when the sender went away."""
+    incoming: Any = sys.stdin.buffer
+    while left:
+        block = incoming.read1(min(left, 1 << 18))
+        if not block:
+            return False
+        left -= len(block)
+        while block and stream is not None:
+            block = block[stream.write(block) :]
+    return True
+
+
 def no_room(objects: str) -> None:
-    """Say that the disk is full, leaving no partial file."""
+    """Say that the disk is full, leaving no partial file but those that other uploads are writing."""
     for name in os.listdir(objects) if os.path.isdir(objects) else []:
         if name.endswith(".part"):
-            os.unlink(os.path.join(objects, name))
+            drop(os.path.join(objects, name))
     say(error="full", message=f"no space left in {objects}")
 
 

@@ -9,7 +9,7 @@ ImportError says that the device does not have the runtime. To add one, write on
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Dict, Tuple
 
 Loaded = Tuple[Any, Dict[str, Any]]
 
@@ -58,6 +58,3 @@ def _described(tensors: Any) -> list[dict[str, Any]]:
         kind = tensor.type[len("tensor(") : -1] if tensor.type.startswith("tensor(") else tensor.type
         described.append({"name": tensor.name, "dtype": _ONNX_DTYPES.get(kind, kind), "shape": list(tensor.shape)})
     return described
-
-
-RUNTIMES: dict[str, Callable[[str, dict[str, Any]], Loaded]] = {"onnxruntime": onnxruntime}

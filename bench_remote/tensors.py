@@ -28,6 +28,12 @@ def make(inputs: list[dict[str, Any]], dims: dict[str, int]) -> Arrays:
     """
     import numpy
 
+    names = sorted({dim for tensor in inputs for dim in tensor["shape"] if isinstance(dim, str)})
+    unknown = sorted(set(dims) - set(names))
+    if unknown:
+        raise BadInput(
+            "no dimension is called {}; there are: {}".format(", ".join(unknown), ", ".join(names) or "none")
+        )
     random = numpy.random.RandomState(0)
     made = {}
     for tensor in inputs:

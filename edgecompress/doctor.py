@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,20 +17,6 @@ from edgecompress import __version__
 from edgecompress.errors import EdgeCompressError
 
 OLDEST_PYTHON = (3, 11)
-# Distribution and the module it brings. The first row is what every installation has; the others are extras.
-PACKAGES = {
-    "": {
-        "jinja2": "jinja2", "numpy": "numpy", "onnxruntime": "onnxruntime", "paramiko": "paramiko", "plotly": "plotly",
-        "pydantic": "pydantic", "rich": "rich", "scipy": "scipy", "typer": "typer",
-    },
-    "torch": {
-        "huggingface-hub": "huggingface_hub", "jiwer": "jiwer", "safetensors": "safetensors", "soundfile": "soundfile",
-        "soxr": "soxr", "torch": "torch", "transformers": "transformers",
-    },
-    "onnx": {"onnx": "onnx", "onnxscript": "onnxscript"},
-    "openvino": {"openvino": "openvino", "nncf": "nncf"},
-    "tflite": {"ai-edge-litert": "ai_edge_litert", "litert-torch": "litert_torch"},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +46,26 @@ def examine() -> list[Finding]:
     ]
 
 
+def packages() -> dict[str, dict[str, str]]:
+    """What this installation's own metadata asks for: extra -> {distribution: module}; ``""`` is what all have.
+
+    A distribution that several extras name stands under the smallest: ``all`` and the like repeat the others.
+    """
+    asked: dict[str, dict[str, str]] = {}
+    for line in requires("edgecompress") or []:
+        name, marked = re.match(r"[\w.-]+", line), re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
+        if name and "python_version" not in line:  # what only a Python older than ours would install
+            asked.setdefault(marked[1] if marked else "", {})[name[0]] = name[0].replace("-", "_").lower()
+    found: dict[str, dict[str, str]] = {}
+    seen: set[str] = set()
+    for extra in sorted(asked, key=lambda one: (one != "", len(asked[one]))):
+        own = {name: module for name, module in asked[extra].items() if name not in seen}
+        seen |= set(own)
+        if own:
+            found[extra] = own
+    return found
+
+
 def _python() -> Finding:
     text = f"{sys.version.split()[0]} at {sys.executable}"
     if sys.version_info < OLDEST_PYTHON:
@@ -67,18 +74,18 @@ def _python() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    for extra, packages in PACKAGES.items():
-        versions = {name: _version(name) for name in packages}
+    for extra, names in packages().items():
+        versions = {name: _version(name) for name in names}
         if extra and not any(versions.values()):
             yield Finding(f"extra {extra}", "absent", "not installed", f"pip install 'edgecompress[{extra}]'")
             continue
-        faults = _import_faults([module for name, module in packages.items() if versions[name]])
+        faults = _import_faults([module for name, module in names.items() if versions[name]])
         again = (
             f"pip install --force-reinstall 'edgecompress[{extra}]'"
             if extra
             else "pip install --force-reinstall edgecompress"
         )
-        for name, module in packages.items():
+        for name, module in names.items():
             what = f"extra {extra}: {name}" if extra else name
             fault = "not installed" if versions[name] is None else faults.get(module)
             if fault is None:

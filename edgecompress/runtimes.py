@@ -11,11 +11,10 @@ import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_remote.runtimes import onnxruntime as ONNXRUNTIME  # the name that the entry point asks for
 from edgecompress import plugins
 from edgecompress.errors import RecipeError
 
-__all__ = ["ONNXRUNTIME", "Runtime", "find", "names"]
+__all__ = ["Runtime", "find", "names"]
 
 AGENT_PACKAGE = "bench_remote"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgecompress import cli
+from edgecompress import cli, doctor
 from edgecompress.cli import models, say
 from tests.calling import Call
 
@@ -118,6 +118,18 @@ def test_an_interrupted_command_says_how_to_go_on(call: Call, monkeypatch: pytes
     assert "run the same command again" in answer.err
 
 
+def test_a_missing_package_that_all_need_is_told_as_a_broken_installation(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(path: str) -> None:
+        raise ModuleNotFoundError("No module named 'plotly.io'", name="plotly.io")
+
+    monkeypatch.setattr(models, "_load", missing)
+    answer = call("inspect", "model")
+    assert answer.is_refused()
+    assert "pip install edgecompress" in answer.err
+
+
 def test_a_missing_extra_is_named_with_its_installation(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(path: str) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
@@ -160,6 +172,13 @@ def test_a_closed_pipe_is_no_error_of_ours() -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_an_error_s_text_commands_no_terminal(call: Call, tmp_path: Path) -> None:
+    answer = call("report", tmp_path / "run\x1b]0;owned\x07\x9b2J")
+    assert answer.is_refused()
+    assert not {"\x1b", "\x07", "\x9b"} & set(answer.err)
+    assert "owned" in answer.err
+
+
 def test_progress_off_a_terminal_leaves_out_what_only_counts_on(capsys: pytest.CaptureFixture[str]) -> None:
     with say.working("starting") as tell:
         for sent in range(100):
@@ -188,7 +207,8 @@ def findings(call: Call, status: int = 0) -> dict[str, Any]:
 def test_doctor_finds_a_working_installation_and_the_settings(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("edgecompress.doctor.PACKAGES", {"": {"numpy": "numpy"}, "hats": {"no-such-package": "hats"}})
+    asked = {"": {"numpy": "numpy"}, "hats": {"no-such-package": "hats"}}
+    monkeypatch.setattr("edgecompress.doctor.packages", lambda: asked)
     monkeypatch.setenv("EDGECOMPRESS_SPEECH", str(tmp_path))
     monkeypatch.setenv("EDGECOMPRESS_MODELS", str(tmp_path / "absent"))
     found = findings(call)
@@ -206,7 +226,7 @@ def test_doctor_calls_a_package_that_kills_python_broken(
 ) -> None:
     (tmp_path / "deadly.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr("edgecompress.doctor.PACKAGES", {"": {"numpy": "numpy", "scipy": "deadly"}})
+    monkeypatch.setattr("edgecompress.doctor.packages", lambda: {"": {"numpy": "numpy", "scipy": "deadly"}})
     found = findings(call, status=1)
     assert found["numpy"]["state"] == "ok"
     assert found["scipy"]["state"] == "broken"
@@ -216,10 +236,20 @@ def test_doctor_calls_a_package_that_kills_python_broken(
 def test_doctor_names_a_device_whose_file_is_broken(
     call: Call, monkeypatch: pytest.MonkeyPatch, own_settings: Path
 ) -> None:
-    monkeypatch.setattr("edgecompress.doctor.PACKAGES", {})
+    monkeypatch.setattr("edgecompress.doctor.packages", dict)
     (own_settings / "devices").mkdir()
     (own_settings / "devices" / "pi.toml").write_text('hots = "pi"')
     assert findings(call, status=1)["device pi"]["state"] == "broken"
+
+
+def test_the_extras_are_those_of_the_installation_and_each_package_stands_once() -> None:
+    found = doctor.packages()
+    assert {"torch", "onnx", "openvino", "tflite", "optimum", "dev"} < set(found)
+    assert found["torch"]["huggingface-hub"] == "huggingface_hub"
+    assert found["onnx"] == {"onnx": "onnx", "onnxscript": "onnxscript"}, "onnxruntime is everybody's"
+    names = [name for extra in found.values() for name in extra]
+    assert len(names) == len(set(names))
+    assert "tflite-runtime" not in names
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------
@@ -239,3 +269,18 @@ def test_probing_this_machine_shows_its_runtimes(call: Call) -> None:
     answer = call("device", "probe", "local", "--json")
     assert answer.status == 0
     assert json.loads(answer.out)["runtimes"]["onnxruntime"]
+
+
+def test_a_broken_device_file_is_a_row_and_not_the_end_of_the_list(call: Call, own_settings: Path) -> None:
+    (own_settings / "devices").mkdir()
+    (own_settings / "devices" / "pi.toml").write_text('hots = "pi"')
+    (own_settings / "devices" / "zero.toml").write_text('host = "zero.lan"')
+    for line in (["device", "list"], ["list", "devices"]):
+        answer = call(*line)
+        assert answer.status == 0
+        assert "zero.lan" in answer.out
+        assert "hots: Extra inputs are not permitted" in answer.out
+    assert "hots" in json.loads(call("device", "list", "--json").out)["pi"]["error"]
+    assert "hots" in json.loads(call("list", "devices", "--json").out)["devices"]["pi"]["error"]
+    assert call("device", "remove", "pi").status == 0
+    assert set(json.loads(call("device", "list", "--json").out)) == {"local", "zero"}

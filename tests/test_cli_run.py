@@ -92,6 +92,9 @@ def test_a_new_recipe_fills_only_its_own_cells(call: Call, job: Callable[[str], 
 
 FAULTS = [
     ('"local"', '"kitchen-pi"', "no device is called 'kitchen-pi'"),
+    ('"local"', '"broken"', "hots: Extra inputs are not permitted"),
+    ("min_samples = 2", "min_samples = 90000", "min_samples"),
+    ("repetitions = 1", "threads = 999", "threads"),
     ("prune_heads", "prune_hats", "did you mean 'prune_heads'?"),
     ("ratio = 0.5", "ratio = 1.5", "it is 1.5"),
     ("ratio = 0.5", "ration = 0.5", "did you mean 'ratio'?"),
@@ -106,13 +109,25 @@ FAULTS = [
 
 @pytest.mark.parametrize(("right", "wrong", "word"), FAULTS)
 def test_a_job_that_cannot_start_is_refused_before_anything_is_written(
-    call: Call, job: Callable[[str], Path], tmp_path: Path, right: str, wrong: str, word: str
+    call: Call, job: Callable[[str], Path], tmp_path: Path, own_settings: Path, right: str, wrong: str, word: str
 ) -> None:
+    (own_settings / "devices").mkdir()
+    (own_settings / "devices" / "broken.toml").write_text('hots = "pi"')
     assert right in JOB
     answer = call("run", job(JOB.replace(right, wrong)))
     assert answer.is_refused()
     assert word in answer.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_file_of_a_device_that_the_job_does_not_name_is_no_hindrance(
+    call: Call, job: Callable[[str], Path], own_settings: Path
+) -> None:
+    (own_settings / "devices").mkdir()
+    (own_settings / "devices" / "other.toml").write_text("not TOML")
+    answer = call("run", job(JOB.replace('"local"', '"kitchen-pi"')))
+    assert "no device is called 'kitchen-pi'" in answer.err
+    assert "other.toml" not in answer.err
 
 
 def test_a_job_file_that_is_not_there_is_refused(call: Call, tmp_path: Path) -> None:

@@ -150,6 +150,13 @@ def test_a_bad_answer_to_an_upload_is_an_error_and_not_a_crash(
         put(transport, "python3", "~/x", [Blob.of(b"x")], None)
 
 
+def test_a_device_s_version_is_made_printable() -> None:
+    blob = Blob.of(b"x")
+    have = {"cache": "/c", "have": {blob.sha256: "whole"}, "python": "3.9\x1b[2J"}
+    transport = FakeTransport(replies=[b"edgecompress " + json.dumps(have).encode() + b"\n"])
+    assert put(transport, "python3", "~/x", [blob], None).python == "3.9 [2J"
+
+
 def test_a_missing_interpreter_is_told_from_a_cut_connection() -> None:
     missing = FakeTransport(replies=[Killed(127, b"bash: python3: command not found")])
     with pytest.raises(Refused, match="command not found"):

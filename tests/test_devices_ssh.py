@@ -21,6 +21,7 @@ from edgecompress.errors import (
     DeviceTimeout,
     HostKeyChanged,
     HostKeyUnknown,
+    RecipeError,
     Refused,
     RuntimeMissing,
     Unreachable,
@@ -104,9 +105,14 @@ def test_the_user_s_known_hosts_count_even_with_lines_that_cannot_be_read(
 def test_a_revoked_host_key_is_refused(ssh_device: Add, loopback: sshd.Sshd, tmp_path: Path) -> None:
     device = ssh_device()
     key = (loopback.base / "keys/hostkey.pub").read_text().strip()
-    (tmp_path / "user/.ssh/known_hosts").write_text(f"@revoked * {key}\n")
+    (tmp_path / "user/.ssh/known_hosts").write_text(f"@revoked * {key}\n[127.0.0.1]:{loopback.port} {key}\n")
+    log = loopback.base / "sshd.log"
+    before = log.read_text().count("Accepted publickey")
     with pytest.raises(HostKeyChanged, match="revoked"):
         device.transport.start(["true"])
+    assert log.read_text().count("Accepted publickey") == before, "refused before anybody logged in"
+    with pytest.raises(HostKeyChanged, match="revoked"):
+        ssh_device("again")
 
 
 def test_a_refused_key_says_whose(ssh_device: Add, tmp_path: Path, tiny_model: Path) -> None:
@@ -115,6 +121,38 @@ def test_a_refused_key_says_whose(ssh_device: Add, tmp_path: Path, tiny_model: P
     with pytest.raises(Refused, match=r"refuses .*'s key") as refused:
         session.measure_file(device, tiny_model, ONCE)
     assert "authorized_keys" in refused.value.hint
+
+
+def test_a_key_file_that_is_not_there_is_named_before_anything_is_connected(device_home: Path) -> None:
+    devices.config.write("pi", devices.config.make("test", {"host": "127.0.0.1", "port": 1, "identity": "~/.ssh/gone"}))
+    with pytest.raises(Refused, match=r"no key file ~/\.ssh/gone"), devices.open_device("pi") as device:
+        device.transport.start(["true"])
+
+
+def test_a_key_file_that_only_ssh_config_names_may_be_missing(
+    loopback: sshd.Sshd, device_home: Path, tmp_path: Path
+) -> None:
+    lines = f"Host board\n  HostName 127.0.0.1\n  Port {loopback.port}\n  User {loopback.user}\n"
+    keys = f"  IdentityFile {tmp_path / 'gone'}\n  IdentityFile {loopback.identity}\n"
+    (tmp_path / "user/.ssh/config").write_text(lines + keys)
+    _, fingerprint = devices.fetch_host_key({"host": "board"})
+    devices.add_device("board", {"host": "board"}, fingerprint=fingerprint)
+    with devices.open_device("board") as device:
+        assert device.transport.start(["true"]).wait() == 0
+
+
+@pytest.mark.parametrize("config", ["", "Host *\n  Port 2222\n"])
+def test_a_user_without_a_name_on_this_machine_is_told_what_to_set(
+    device_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 987_654)
+    if config:
+        (tmp_path / "user/.ssh/config").write_text(config)
+    with pytest.raises(RecipeError, match="no user name") as refused:
+        devices.fetch_host_key({"host": "127.0.0.1"})
+    assert "USER=" in refused.value.hint
 
 
 def test_no_key_at_all_is_told_apart(loopback: sshd.Sshd, ssh_device: Add) -> None:

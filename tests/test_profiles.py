@@ -49,6 +49,16 @@ def test_a_named_board_wins_over_a_kind_of_boards() -> None:
     assert found.id == "n100"
 
 
+@pytest.mark.parametrize("odd", [None, 5, True, "x86_64", [5, None], {"a": 1}, [["raspberrypi,5-model-b"]]])
+def test_facts_of_any_shape_match_no_board_and_break_nothing(odd: object) -> None:
+    for key in ("compatible", "machine", "mem_total_bytes", "cpu"):
+        assert matching({key: odd}) is None or key == "machine"
+    full = {"compatible": odd, "machine": "x86_64", "mem_total_bytes": odd, "cpu": odd}
+    found = matching(full)
+    assert found is not None
+    assert found.id == "x86-64", "what it asks for is there, whatever the rest is"
+
+
 def test_a_misspelt_profile_brings_the_nearest_name() -> None:
     with pytest.raises(PluginNotFound) as missing:
         profile("rpi4")

@@ -114,6 +114,18 @@ def test_ticks_that_our_threads_cannot_have_used_are_other_load():
     assert codes(measured(facts_before=QUIET, facts_after={**QUIET, "cpu_ticks": others})) == {"other-load": False}
 
 
+def test_a_load_average_that_we_may_have_made_ourselves_is_not_told_where_ticks_are() -> None:
+    before = {**QUIET, "load_1min": 1.9}
+    after = {**before, "cpu_ticks": {"user": 2000, "idle": 2000, "steal": 0}}
+    assert codes(measured(facts_before=before, facts_after=after)) == {}
+    assert codes(measured(facts_before=state(load_1min=1.9))) == {"other-load": False}
+
+
+def test_more_than_half_a_cpu_taken_by_others_is_told_apart() -> None:
+    after = {**QUIET, "cpu_ticks": {"user": 2600, "idle": 1400, "steal": 0}}
+    assert codes(measured(facts_before=QUIET, facts_after=after)) == {"busy": False}
+
+
 def test_pages_that_went_to_swap_are_told():
     before, after = state(swapped_pages={"pswpin": 5, "pswpout": 5}), state(swapped_pages={"pswpin": 9, "pswpout": 5})
     assert codes(measured(facts_before=before, facts_after=after)) == {"swap": False}

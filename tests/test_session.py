@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import pytest
 
+from bench_remote.worker import MAX_SAMPLES
 from edgecompress import devices, records, session
 from edgecompress.devices.fake import FakeTransport, Silent, killed
 from edgecompress.errors import (
@@ -136,6 +137,31 @@ def test_pickled_inputs_are_refused_before_anything_is_sent(
     assert not Path(local_device.config.cache).exists()
 
 
+def write_bad_inputs(folder: Path, kind: str) -> Path:
+    """A file that is no set of inputs."""
+    place = folder / f"bad.{'npy' if kind == 'single' else 'npz'}"
+    if kind == "single":
+        numpy.save(place, numpy.ones(3))
+    elif kind == "unnamed":
+        place.write_bytes((write_bad_inputs(folder, "single")).read_bytes())
+    else:
+        numpy.savez_compressed(place, x=numpy.random.default_rng(0).random(1000))
+        whole = place.read_bytes()
+        cut = {"empty": b"", "truncated": whole[:500], "damaged": whole[:300] + b"\0" * 300 + whole[600:]}
+        place.write_bytes(cut[kind])
+    return place
+
+
+@pytest.mark.parametrize("kind", ["single", "unnamed", "empty", "truncated", "damaged"])
+def test_inputs_that_cannot_be_read_are_refused(
+    local_device: devices.Device, tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    bad = write_bad_inputs(tmp_path, kind)
+    with pytest.raises(RecipeError, match=bad.name) as refused:
+        session.measure_file(local_device, tiny_model, ONCE, bad)
+    assert ".npz" in refused.value.hint
+
+
 def test_inputs_that_do_not_fit_the_model_are_named(
     local_device: devices.Device, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -240,3 +266,9 @@ def test_escape_sequences_from_a_device_never_reach_a_terminal() -> None:
 def test_a_plan_names_every_impossible_number() -> None:
     with pytest.raises(RecipeError, match="threads = 0, repetitions = 0"):
         session.Plan(threads=0, repetitions=0)
+
+
+def test_a_plan_asks_for_no_more_samples_than_the_agent_takes() -> None:
+    assert session.Plan(min_samples=MAX_SAMPLES).min_samples == MAX_SAMPLES
+    with pytest.raises(RecipeError, match="min_samples"):
+        session.Plan(min_samples=MAX_SAMPLES + 1)

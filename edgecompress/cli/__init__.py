@@ -16,12 +16,6 @@ from edgecompress.errors import EdgeCompressError
 
 INTERRUPTED = 130
 NOT_STARTED = 2
-# Which extra brings a package that a command may want.
-EXTRA_OF = {
-    "torch": "torch", "transformers": "torch", "safetensors": "torch", "soundfile": "torch", "soxr": "torch",
-    "jiwer": "torch", "huggingface_hub": "torch", "onnx": "onnx", "onnxscript": "onnx", "openvino": "openvino",
-    "nncf": "openvino", "ai_edge_litert": "tflite", "plotly": "report", "jinja2": "report",
-}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeCompressError as error:
         return _say(error.message, error.hint)
     except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get((error.name or "").split(".")[0])
+        extra = _extra_of((error.name or "").split(".")[0])
         if extra is None:
             raise
+        if not extra:
+            return _say(f"this installation is not whole: {error.name} is not installed", "pip install edgecompress")
         return _say(
             f"this needs the {extra} extra ({error.name} is not installed)", f"pip install 'edgecompress[{extra}]'"
         )
@@ -58,10 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _extra_of(module: str) -> str | None:
+    """The extra that brings a module: empty for what every installation has, None for what is none of ours."""
+    from edgecompress.doctor import packages
+
+    return next((extra for extra, names in packages().items() if module in names.values()), None)
+
+
 def _say(message: str, hint: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from edgecompress.cli.say import note
+
+    note(f"error: {message}")
     if hint:
-        print(f"hint:  {hint}", file=sys.stderr)
+        note(f"hint:  {hint}")
     return NOT_STARTED
 
 

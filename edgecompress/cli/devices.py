@@ -70,12 +70,24 @@ def list_devices(json: Json = False) -> None:
     from edgecompress import devices
     from edgecompress.cli import say
 
-    found = devices.list_devices()
+    found = devices.survey()
     if json:
-        say.as_json({name: config.model_dump(mode="json") for name, config in found.items()})
+        say.as_json({name: as_data(one) for name, one in found.items()})
         return
-    rows = [(name, one.transport, _address(one), one.profile or "by its facts") for name, one in found.items()]
-    say.table(("name", "transport", "address", "profile"), rows)
+    say.table(("name", "transport", "address", "profile"), [_row(name, one) for name, one in found.items()])
+
+
+def as_data(found: Any) -> dict[str, Any]:
+    """A device's configuration, or why it has none, as JSON values."""
+    if isinstance(found, Exception):
+        return {"error": str(found)}
+    return dict(found.model_dump(mode="json"))
+
+
+def _row(name: str, found: Any) -> tuple[str, str, str, str]:
+    if isinstance(found, Exception):
+        return name, "broken", str(found), ""
+    return name, found.transport, _address(found), found.profile or "by its facts"
 
 
 def _address(config: Any) -> str:

@@ -93,19 +93,21 @@ def _families() -> list[dict[str, Any]]:
 def _devices(json: bool) -> None:
     from edgecompress import devices
     from edgecompress.cli import say
+    from edgecompress.cli.devices import as_data
 
-    boards, own = devices.profiles(), devices.list_devices()
+    boards, own = devices.profiles(), devices.survey()
     if json:
         say.as_json(
             {
-                "devices": {name: config.model_dump(mode="json") for name, config in own.items()},
+                "devices": {name: as_data(one) for name, one in own.items()},
                 "profiles": {name: board.title for name, board in boards.items()},
             }
         )
         return
     print("your devices (edgecompress device add makes one known):")
-    for name, config in own.items():
-        print(f"  {name}  {config.transport}  {config.host}".rstrip())
+    for name, one in own.items():
+        told = f"broken: {one}" if isinstance(one, Exception) else f"{one.transport}  {one.host}"
+        print(say.printable(f"  {name}  {told}").rstrip())
     print("board profiles:")
     for name, board in boards.items():
         print(f"  {name}  {board.title}")

@@ -31,27 +31,31 @@ def bench(
     seconds: Annotated[float | None, typer.Option(help="Audio length to time, if not the golden input's.")] = None,
     dim: Annotated[list[str] | None, typer.Option(help="Size of a dimension of a plain file: NAME=SIZE.")] = None,
     inputs: Annotated[Path | None, typer.Option(help="Inputs for a plain file: .npz, or folder of .npy.")] = None,
+    runtime: Annotated[
+        str, typer.Option(help="Runtime for a plain file (`edgecompress list runtimes`); default: onnxruntime.")
+    ] = "",
+    affinity: Annotated[str, typer.Option(help="Cores to run on: 4-7, or 0,2.")] = "",
     json: Json = False,
 ) -> None:
     """Measure a model on a device: latency, memory, and whether the device's answer is right."""
     from edgecompress import devices, session
     from edgecompress.cli import say
-    from edgecompress.records import Artifact, content_key
+    from edgecompress.records import Artifact
 
     plan = session.Plan(
         threads=threads, repetitions=repetitions, warmup_s=warmup_s, min_samples=min_samples, min_seconds=min_seconds,
-        max_seconds=max_seconds, timeout_s=timeout_s, seconds=seconds,
+        max_seconds=max_seconds, timeout_s=timeout_s, seconds=seconds, affinity=_cores(affinity),
     )  # fmt: skip
-    given = inputs or _sizes(dim or [])
+    given = _given(target, dim or [], inputs, runtime)
     with devices.open_device(on) as device, say.working(f"measuring {target.name} on {on}") as progress:
         if target.is_dir():
             artifact = Artifact.read(target / "artifact.json")
             measurement = session.measure(device, artifact, target, plan, progress)
         else:
-            measurement = session.measure_file(device, target, plan, given, progress=progress)
+            measurement = session.measure_file(device, target, plan, given, runtime or "onnxruntime", progress)
     if output is not None:
         stem = target.resolve().name if target.is_dir() else target.stem
-        written = output / "measurements" / f"{stem}-{on}-{content_key(measurement.plan)}.json"
+        written = output / "measurements" / f"bench-{stem}-{on}-{_key(measurement)}.json"
         measurement.write(written)
     if json:
         say.as_json(measurement.model_dump(by_alias=True, mode="json"))
@@ -59,6 +63,45 @@ def bench(
         _told(measurement)
     if output is not None and not json:
         print(written)
+
+
+def _key(measurement: Measurement) -> str:
+    """What a file's name must tell apart: the plan, the very model, what it was fed, and what ran it."""
+    from edgecompress.records import content_key
+
+    ran = [measurement.runtime, measurement.runtime_version]
+    return content_key([measurement.plan, measurement.artifact_sha256, measurement.input, ran])
+
+
+def _given(target: Path, dim: list[str], inputs: Path | None, runtime: str) -> Path | dict[str, int] | None:
+    """What a plain file is fed. An artifact has its own inputs and names its runtime: nothing asked is passed over."""
+    from edgecompress.errors import RecipeError
+
+    asked = [name for name, value in (("--inputs", inputs), ("--dim", dim), ("--runtime", runtime)) if value]
+    if asked and target.is_dir():
+        raise RecipeError(
+            f"{' and '.join(asked)}: only for plain files, and {target} is a folder",
+            hint="an artifact has its golden input and names its runtime; --seconds sets its length",
+        )
+    if inputs is not None and dim:
+        raise RecipeError("--inputs and --dim exclude each other", hint="given arrays have their sizes already")
+    return inputs or _sizes(dim)
+
+
+def _cores(text: str) -> tuple[int, ...]:
+    """``"0,4-7"`` as ``(0, 4, 5, 6, 7)``."""
+    import re
+
+    from edgecompress.errors import RecipeError
+
+    cores: set[int] = set()
+    for part in text.split(",") if text else []:
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise RecipeError(f"--affinity {text}: not core numbers", hint="e.g. --affinity 4-7, or --affinity 0,2")
+        cores |= set(range(first, last + 1))
+    return tuple(sorted(cores))
 
 
 def _sizes(pairs: list[str]) -> dict[str, int] | None:
@@ -93,9 +136,11 @@ def _told(measurement: Measurement) -> None:
         ("peak memory", f"{max(one.peak_rss_bytes for one in measurement.repetitions) / 2**20:.1f} MiB"),
         ("bytes sent", measurement.bytes_sent),
     ]
+    shapes = measurement.input.get("shapes", {})
+    rows.insert(2, ("input", ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())))
     if measurement.audio_seconds:
         rows.insert(
-            3, ("real-time factor", f"{median_s / measurement.audio_seconds:.4f} on {measurement.audio_seconds:g} s")
+            4, ("real-time factor", f"{median_s / measurement.audio_seconds:.4f} on {measurement.audio_seconds:g} s")
         )
     checks = [check for one in measurement.repetitions for check in one.golden]
     rows.append(
@@ -137,7 +182,7 @@ def run(
     from edgecompress.paths import existing
     from edgecompress.recipe import read_job
 
-    asked = read_job(job, devices=set(devices.list_devices()))
+    asked = read_job(job, devices=set(devices.config.names()))
     if asked.audio is not None and asked.audio.folder is not None:
         existing(asked.audio.folder, "audio folder")  # now, not in the first cell that wants a clip
     with say.working(f"running {asked.name}") as progress:

@@ -21,9 +21,14 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: it may quote a file, a device or a server."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
 def note(text: str) -> None:
     """A line for a person, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -40,9 +45,9 @@ def working(first: str) -> Iterator[Callable[[str], None]]:
 
         def tell(text: str) -> None:
             if text.startswith(FAILED):
-                console.print(escape(text))
+                console.print(escape(printable(text)))
             else:
-                status.update(escape(text))
+                status.update(escape(printable(text)))
 
         yield tell
 
@@ -67,7 +72,7 @@ def _seldom(first: str) -> Callable[[str], None]:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = ()) -> None:
     """Rows in aligned columns on standard output; ``numbers`` are the columns that are set to the right."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[printable(str(cell)).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
     for line in [list(columns), *texts]:
         cells = [

@@ -15,10 +15,11 @@ from edgecompress.devices import config as configs
 from edgecompress.devices.config import DeviceConfig
 from edgecompress.devices.profile import Profile, profile, profiles
 from edgecompress.devices.transport import Blob, Process, Put, Transport
+from edgecompress.errors import EdgeCompressError
 
 __all__ = [
     "Blob", "Device", "DeviceConfig", "Process", "Profile", "Put", "Transport",
-    "add_device", "fetch_host_key", "list_devices", "open_device", "profile", "profiles", "remove_device",
+    "add_device", "fetch_host_key", "list_devices", "open_device", "profile", "profiles", "remove_device", "survey",
 ]  # fmt: skip
 
 
@@ -58,6 +59,17 @@ def open_device(name: str) -> Device:
 def list_devices() -> dict[str, DeviceConfig]:
     """The user's devices by name, ``local`` first."""
     return {name: configs.read(name) for name in configs.names()}
+
+
+def survey() -> dict[str, DeviceConfig | EdgeCompressError]:
+    """As ``list_devices``, but a file that cannot be read is there as its error."""
+    found: dict[str, DeviceConfig | EdgeCompressError] = {}
+    for name in configs.names():
+        try:
+            found[name] = configs.read(name)
+        except EdgeCompressError as fault:
+            found[name] = fault
+    return found
 
 
 def fetch_host_key(values: Mapping[str, Any]) -> tuple[str, str]:
@@ -103,6 +115,7 @@ def add_device(name: str, values: Mapping[str, Any], *, fingerprint: str = "", r
 
 
 def remove_device(name: str) -> None:
-    """Forget a device; its pinned host key stays, since another name may use it."""
-    configs.read(name)
+    """Forget a device, also one whose file is broken; its pinned host key stays, since another name may use it."""
+    if name not in configs.names():
+        configs.read(name)
     (configs.home() / "devices" / f"{name}.toml").unlink(missing_ok=True)

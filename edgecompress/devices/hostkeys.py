@@ -1,7 +1,8 @@
 """Host keys: the user's known_hosts and ours, read line by line, and the rule that an unknown or changed key ends it.
 
 Ours (pinned by ``device add``) decides where it knows a host; else the user's ``~/.ssh/known_hosts``. Lines that
-paramiko's reader cannot take (``@cert-authority`` makes it raise) are passed over, ``@revoked`` ones are obeyed.
+paramiko's reader cannot take (``@cert-authority`` makes it raise) are passed over. A key that a ``@revoked`` line of
+either names is known to nobody, so that it is refused before a key of ours or a user name is shown to it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _read(path: Path) -> HostKeys:
     from paramiko import HostKeys, SSHException
     from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 
-    keys = HostKeys()
+    keys, out = HostKeys(), revoked()
     for line in _lines(path):
         if not line.strip() or line.lstrip().startswith(("#", "@")):
             continue
@@ -73,18 +74,21 @@ def _read(path: Path) -> HostKeys:
             entry = HostKeyEntry.from_line(line)
         except (InvalidHostKey, SSHException, ValueError):
             continue
-        if entry is not None and entry.key is not None:
+        if entry is not None and entry.key is not None and entry.key.get_base64() not in out:
             keys._entries.append(entry)  # the reader of whole files is the only public way in, and it raises
     return keys
 
 
-def refuse_revoked(name: str, key: PKey) -> None:
-    """HostKeyChanged if the user's known_hosts revokes this key."""
-    for line in [*_lines(pins_path()), *_lines(users_path())]:
-        if line.startswith("@revoked") and key.get_base64() in line.split():
-            raise HostKeyChanged(
-                f"{name} shows a key that known_hosts marks as revoked", hint="ask who runs the device"
-            )
+def revoked() -> set[str]:
+    """Base64 of all keys that ours or the user's known_hosts revokes, for whichever host."""
+    lines = [line.split() for line in [*_lines(pins_path()), *_lines(users_path())]]
+    return {words[3] for words in lines if len(words) > 3 and words[0] == "@revoked"}
+
+
+def refuse_revoked(name: str, base64: str) -> None:
+    """HostKeyChanged if a known_hosts revokes this key."""
+    if base64 in revoked():
+        raise HostKeyChanged(f"{name} shows a key that known_hosts marks as revoked", hint="ask who runs the device")
 
 
 def unknown(name: str, key: PKey) -> HostKeyUnknown:

@@ -64,7 +64,7 @@ def put(transport: Transport, python: str, cache: str, blobs: Sequence[Blob], pr
                 raise AgentFailed("the device acknowledges another object than was sent")
         _send(process, python, _line(end=True))
         process.end_input()
-        return Put(root, sent, str(version)[:32])
+        return Put(root, sent, clean(str(version)[:32]))
     finally:
         process.kill()
 

@@ -116,21 +116,27 @@ class Profile(Part):
         """Whether the facts of a device are this board's. A profile that asks for nothing fits nothing."""
         wanted = self.match
         checks: list[bool] = []
+        total = identity.get("mem_total_bytes")
+        total_mb = total / (1 << 20) if isinstance(total, (int, float)) else 0.0
         if wanted.dt_compatible:
-            checks.append(any(name in identity.get("compatible", []) for name in wanted.dt_compatible))
+            checks.append(any(name in _texts(identity.get("compatible")) for name in wanted.dt_compatible))
         if wanted.machine:
             checks.append(identity.get("machine") in wanted.machine)
         if wanted.mem_total_mb:
-            total = identity.get("mem_total_bytes", 0) / (1 << 20)
-            checks.append(wanted.mem_total_mb[0] <= total <= wanted.mem_total_mb[1])
+            checks.append(wanted.mem_total_mb[0] <= total_mb <= wanted.mem_total_mb[1])
         if wanted.cpu_contains:
-            checks.append(any(wanted.cpu_contains in name for name in identity.get("cpu", [])))
+            checks.append(any(wanted.cpu_contains in name for name in _texts(identity.get("cpu"))))
         return bool(checks) and all(checks)
 
     def specificity(self) -> int:
         """How much it asks for, to prefer a board over a kind of boards."""
         wanted = self.match
         return 4 * bool(wanted.dt_compatible) + 2 * bool(wanted.cpu_contains) + bool(wanted.mem_total_mb)
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a list that a device sent; a device may send anything."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def parse(where: str, text: str) -> Profile:

@@ -175,7 +175,9 @@ def pin(config: DeviceConfig, fingerprint: str, *, replace: bool) -> None:
         raise HostKeyChanged(
             text, hint="compare the fingerprint on the device: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
         )
-    hostkeys.pin(hostkeys.entry_name(target.key_name, target.key_port), shown, replace=replace)
+    name = hostkeys.entry_name(target.key_name, target.key_port)
+    hostkeys.refuse_revoked(name, shown.base64)
+    hostkeys.pin(name, shown, replace=replace)
 
 
 def connect(target: Target) -> list[SSHClient]:
@@ -230,6 +232,7 @@ def _log_in(target: Target, road: Any) -> SSHClient:
         """Not even a question: pinning is `device add`'s work."""
 
         def missing_host_key(self, client: SSHClient, hostname: str, key: PKey) -> None:
+            hostkeys.refuse_revoked(name, key.get_base64())
             raise hostkeys.unknown(name, key)
 
     client = SSHClient()
@@ -244,6 +247,7 @@ def _log_in(target: Target, road: Any) -> SSHClient:
         )  # fmt: skip
     except BadHostKeyException as cause:
         client.close()
+        hostkeys.refuse_revoked(name, cause.key.get_base64())
         raise hostkeys.changed(name, cause.key, cause.expected_key) from cause
     except AuthenticationException as cause:
         client.close()
@@ -257,7 +261,6 @@ def _log_in(target: Target, road: Any) -> SSHClient:
         raise
     transport = client.get_transport()
     assert transport is not None
-    hostkeys.refuse_revoked(name, transport.get_remote_server_key())
     transport.set_keepalive(KEEPALIVE_S)
     return client
 

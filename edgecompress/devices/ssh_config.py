@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.devices import config as configs
 from edgecompress.devices.config import DeviceConfig
-from edgecompress.errors import RecipeError
+from edgecompress.errors import RecipeError, Refused
 
 if TYPE_CHECKING:
     from paramiko import SSHConfig
@@ -37,25 +38,30 @@ def resolve(config: DeviceConfig) -> Target:
     """The device's own values first, then what ssh config says of its host, then defaults.
 
     Raises:
-        RecipeError: an ssh config that cannot be read, or jumps that go in a circle.
+        RecipeError: an ssh config that cannot be read, jumps that go in a circle, or no user name anywhere.
+        Refused: the device's own key file is not there.
     """
+    if config.identity and not Path(config.identity).expanduser().is_file():
+        raise Refused(f"no key file {config.identity}", hint="mend `identity` in the device's file, or leave it out")
     return _target(_read(), config.host, config.user, config.port, config.identity, config.connect_timeout_s, 0)
 
 
-def _read() -> SSHConfig:
+def _read() -> SSHConfig | None:
     from paramiko import ConfigParseError, SSHConfig
 
     path = Path("~/.ssh/config").expanduser()
     try:
-        return SSHConfig.from_path(str(path)) if path.exists() else SSHConfig()
+        return SSHConfig.from_path(str(path)) if path.exists() else None
     except (ConfigParseError, OSError, UnicodeDecodeError) as cause:
         raise RecipeError(f"{path}: {cause}", hint="mend the file") from cause
 
 
-def _target(config: SSHConfig, alias: str, user: str, port: int, identity: str, timeout_s: float, depth: int) -> Target:
+def _target(
+    config: SSHConfig | None, alias: str, user: str, port: int, identity: str, timeout_s: float, depth: int
+) -> Target:
     if depth > MAX_JUMPS:
         raise RecipeError(f"more than {MAX_JUMPS} jumps on the way to {alias}", hint="does ProxyJump go in a circle?")
-    said: dict[str, Any] = dict(config.lookup(alias))
+    said = _said(config, alias)
     host = str(said.get("hostname", alias))
     port = port or int(said.get("port", 22))
     alias_for_key = said.get("hostkeyalias")
@@ -63,12 +69,10 @@ def _target(config: SSHConfig, alias: str, user: str, port: int, identity: str, 
     return Target(
         host=configs.make("ssh config", {"host": host}).host,
         port=port,
-        user=user or str(said.get("user", "")) or getpass.getuser(),
+        user=user or str(said.get("user", "")) or _own_name(alias),
         key_name=str(alias_for_key or host),
         key_port=22 if alias_for_key else port,
-        identities=tuple(
-            str(Path(one).expanduser()) for one in ([identity] if identity else said.get("identityfile", []))
-        ),
+        identities=_identities([identity] if identity else said.get("identityfile", [])),
         identities_only=str(said.get("identitiesonly", "no")).lower() == "yes",
         proxy_command="" if said.get("proxycommand", "none") == "none" else str(said["proxycommand"]),
         jump=None if jump == "none" else _jumps(config, str(jump).split(","), timeout_s, depth + 1),
@@ -76,7 +80,31 @@ def _target(config: SSHConfig, alias: str, user: str, port: int, identity: str, 
     )
 
 
-def _jumps(config: SSHConfig, hops: list[str], timeout_s: float, depth: int) -> Target:
+def _identities(given: list[str]) -> tuple[str, ...]:
+    """Key files that are there: as ssh does, those that ssh config names and nobody has are passed over."""
+    return tuple(str(path) for path in (Path(one).expanduser() for one in given) if path.is_file())
+
+
+def _said(config: SSHConfig | None, alias: str) -> dict[str, Any]:
+    """What ssh config says of a host."""
+    if config is None:
+        return {}
+    _own_name(alias)  # its reader asks for it too, to fill in %u, and would fail without a word
+    return dict(config.lookup(alias))
+
+
+def _own_name(alias: str) -> str:
+    """Our own user name, from ``USER`` and its like or from the system's list of users."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as cause:  # a container's user without an entry in /etc/passwd; OSError from 3.13 on
+        raise RecipeError(
+            f"no user name to go to {alias} with: this machine has none for user {os.getuid()}",
+            hint="export USER=name, or set `user` in the device's file",
+        ) from cause
+
+
+def _jumps(config: SSHConfig | None, hops: list[str], timeout_s: float, depth: int) -> Target:
     """``[user@]host[:port]`` in order: the last is the one next to the device, each is reached by the one before."""
     from dataclasses import replace
 

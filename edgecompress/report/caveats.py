@@ -25,6 +25,7 @@ CLOCK_KEPT = 0.97  # sbc-bench's rule
 HOT_CELSIUS = 65.0
 LOAD_PER_CPU = 0.10
 OTHERS = 0.05  # of one CPU, beyond all that our own threads could have used
+OTHERS_MUCH = 0.50  # from here on the page's first sentence tells of it
 SHORT_S = 0.001
 
 TITLES = {
@@ -35,6 +36,7 @@ TITLES = {
     "few-samples": "Too few samples to say much",
     "unstable": "Unstable samples",
     "drift": "Latency drifts within a repetition",
+    "busy": "Other programs took more than half a CPU while measuring",
     "other-load": "Other programs were busy on the device",
     "hot-start": "The device was hot at the start",
     "governor": "The governor may change the clock while measuring",
@@ -156,12 +158,7 @@ def _changed_clock(repetition: Repetition) -> str:
 
 def _surroundings(measurement: Measurement) -> Iterator[Caveat]:
     facts = known.before(measurement)
-    load, cpus = facts.get("load_1min"), known.cpu_count(facts)
-    if isinstance(load, float) and cpus and load > LOAD_PER_CPU * cpus:
-        yield Caveat("other-load", f"1-minute load {load:.2f} on {cpus} CPUs before the first repetition")
-    busy = max((_others(repetition, measurement) for repetition in measurement.repetitions), default=0.0)
-    if busy > OTHERS:
-        yield Caveat("other-load", f"at least {busy:.0%} of a CPU went to other programs or to the host")
+    yield from _load(measurement, facts)
     if any(_swapped(repetition) for repetition in measurement.repetitions):
         yield Caveat("swap", "pages went to or came from swap between before and after")
     hottest = max(known.numbers(facts.get("temperature_celsius")).values(), default=None)
@@ -174,14 +171,36 @@ def _surroundings(measurement: Measurement) -> Iterator[Caveat]:
         yield Caveat("virtual", "compare its rows with each other only")
 
 
-def _others(repetition: Repetition, measurement: Measurement) -> float:
-    """CPUs that others surely used: all busy and stolen ticks, less all that our threads could have used."""
+def _load(measurement: Measurement, facts: dict[str, Any]) -> Iterator[Caveat]:
+    """What others took while we measured. The load average only where ticks are unknown: it remembers our own last
+    measurement for a minute.
+    """
+    told = [_others(repetition, measurement) for repetition in measurement.repetitions]
+    shares = [share for share in told if share is not None]
+    if shares:
+        busy = max(shares)
+        text = f"at least {busy:.0%} of a CPU went to other programs or to the host"
+        if busy > OTHERS_MUCH:
+            yield Caveat("busy", text)
+        elif busy > OTHERS:
+            yield Caveat("other-load", text)
+        return
+    load, cpus = facts.get("load_1min"), known.cpu_count(facts)
+    if isinstance(load, float) and cpus and load > LOAD_PER_CPU * cpus:
+        yield Caveat("other-load", f"1-minute load {load:.2f} on {cpus} CPUs before the first repetition")
+
+
+def _others(repetition: Repetition, measurement: Measurement) -> float | None:
+    """CPUs that others surely used: all busy and stolen ticks, less all that our threads could have used.
+
+    None where the device did not tell its ticks.
+    """
     was, now = (known.numbers(facts.get("cpu_ticks")) for facts in (repetition.facts_before, repetition.facts_after))
     cpus = known.cpu_count(repetition.facts_before)
     spent = {kind: now[kind] - was[kind] for kind in was.keys() & now.keys()}
     wall = sum(spent.values()) / cpus if cpus else 0.0
     if wall <= 0:
-        return 0.0
+        return None
     busy = sum(ticks for kind, ticks in spent.items() if kind not in ("idle", "iowait"))
     ours = known.threads(measurement).value
     return max(0.0, busy / wall - (ours if isinstance(ours, int) and ours > 0 else cpus or 1))

@@ -6,7 +6,7 @@ Nothing here imports plotly; a figure is a JSON value. All text in it is escaped
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgecompress.report import formats
@@ -71,9 +71,17 @@ def escape(text: str) -> str:
 
 
 def figures(rows: list[Row], device: str, metrics: list[Metric]) -> list[Figure]:
-    """All figures of one device; none where nothing comparable was measured."""
-    here = [row for (where, _), found in groups(rows).items() if where == device for row in found]
+    """All figures of one device, those of different conditions apart; none where nothing comparable was measured."""
+    here = [row for found in groups(rows).values() for row in found if row.device == device]
     palette = colours(rows)
+    drawn = []
+    for conditions in dict.fromkeys(row.conditions for row in here):
+        alike = [row for row in here if row.conditions == conditions]
+        drawn += _of_conditions(alike, formats.clean(conditions), metrics, palette)
+    return drawn
+
+
+def _of_conditions(here: list[Row], conditions: str, metrics: list[Metric], palette: dict[str, str]) -> list[Figure]:
     latency = Axis(
         "median latency of one inference, ms", {id(row): _scaled(row.timing.latency, 1e3) for row in here if row.timing}
     )
@@ -98,7 +106,8 @@ def figures(rows: list[Row], device: str, metrics: list[Metric]) -> list[Figure]
         scored = [row for row in here if metric in row.scores]
         if scored:
             drawn.append(_score_figure(metric, scored, latency, palette))
-    return [figure for figure in drawn if figure.labels]
+    mark = f" ({conditions})" if conditions else ""
+    return [replace(figure, title=f"{figure.title}{mark}") for figure in drawn if figure.labels]
 
 
 def _score_figure(metric: Metric, scored: list[Row], latency: Axis, palette: dict[str, str]) -> Figure:

@@ -36,11 +36,11 @@ class Best:
 
 
 def groups(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows that can be compared, by (device, precision), in the order of ``PRECISIONS``."""
+    """Rows that can be compared, by (device and conditions, precision), in the order of ``PRECISIONS``."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.timing and row.device and not row.suspect:
-            found.setdefault((row.device, row.precision or ""), []).append(row)
+            found.setdefault((row.where, row.precision or ""), []).append(row)
     return dict(sorted(found.items(), key=lambda item: (item[0][0], _place(item[0][1]))))
 
 
@@ -75,7 +75,7 @@ def smaller(row: Row, reference: Row) -> bool:
 
 
 def best(rows: list[Row], device: str, metric: Metric) -> list[Best]:
-    """For each precision of a device: the fastest row surely faster than dense and within its noise in score."""
+    """For each precision of a device (``Row.where``): the fastest row surely faster than dense and within its noise in score."""
     found = []
     for (where, precision), here in groups(rows).items():
         fit = [
@@ -95,7 +95,7 @@ def quantized(rows: list[Row]) -> Iterator[tuple[Row, Row, Estimate]]:
     """(row, dense at the first precision, speed-up) for dense at every other precision."""
     dense = [row for row in rows if row.technique == "dense" and row.measurement and row.timing and not row.suspect]
     for row in dense:
-        first = min((one.precision or "" for one in dense if one.device == row.device), key=_place)
+        first = min((one.precision or "" for one in dense if one.where == row.where), key=_place)
         reference = reference_row(row, rows, first)
         if row.precision != first and reference and reference.measurement and row.measurement:
             yield row, reference, stats.ratio(samples_s(reference.measurement), samples_s(row.measurement))
@@ -136,7 +136,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _where(row: Row) -> str:
-    return " · ".join(part for part in (row.device, row.label, row.precision) if part)
+    return " · ".join(part for part in (row.where, row.label, row.precision) if part)
 
 
 def _zeros(rows: list[Row]) -> Iterator[tuple[str, Caveat]]:

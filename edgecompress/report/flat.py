@@ -32,6 +32,7 @@ def flat(row: Row, metrics: list[Metric], random_weights: bool) -> dict[str, Any
         values |= _score(row, metric)
     values |= {
         "device": row.device,
+        "conditions": row.conditions or None,
         "runtime": f"{measurement.runtime} {measurement.runtime_version}" if measurement else None,
         "threads": threads(measurement).value if measurement else None,
         "input_seconds": measurement.audio_seconds if measurement else None,

@@ -6,7 +6,7 @@ A report must never be lost to one bad file: a record that cannot be read become
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from edgecompress.errors import RecordError
 from edgecompress.records import Artifact, Checkpoint, Failure, Measurement, Record, Run, Score
 
 RecordT = TypeVar("RecordT", bound=Record)
+BENCH = "bench-"  # how ``bench -o`` begins the names of its files: they belong to no job, and are always shown
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class RunFolder:
 def read(path: Path) -> RunFolder:
     """Read everything a report needs from ``path``.
 
+    Where ``run.json`` names the cells of the last run, those that an earlier form of the job left are passed over.
+
     Raises:
         RecordError: no such folder, or nothing in it that a report could show.
     """
@@ -64,19 +67,22 @@ def read(path: Path) -> RunFolder:
         raise RecordError(f"{path}: no such folder", hint="give the folder that `edgecompress run` or `bench -o` wrote")
     unreadable: list[str] = []
     run_file = path / "run.json"
-    scores = {file.stem: record for file, record in _all(Score, path, "scores/*.json", unreadable)}
+    run = _one(Run, run_file, path, unreadable) if run_file.is_file() else None
+    cells = set(run.cells) if run else set()
+    scores = {file.stem: record for file, record in _all(Score, path, "scores/*.json", unreadable, cells)}
     found = RunFolder(
         path=path,
-        run=_one(Run, run_file, path, unreadable) if run_file.is_file() else None,
+        run=run,
         checkpoints={
             file.parent.name: record
-            for file, record in _all(Checkpoint, path, "checkpoints/*/checkpoint.json", unreadable)
+            for file, record in _all(Checkpoint, path, "checkpoints/*/checkpoint.json", unreadable, cells)
         },
         artifacts={
-            file.parent.name: record for file, record in _all(Artifact, path, "artifacts/*/artifact.json", unreadable)
+            file.parent.name: record
+            for file, record in _all(Artifact, path, "artifacts/*/artifact.json", unreadable, cells)
         },
         scores=dict(sorted(scores.items(), key=lambda item: len(item[1].items))),
-        measurements={file.stem: record for file, record in _measurements(path, unreadable)},
+        measurements={file.stem: record for file, record in _measurements(path, unreadable, cells)},
         failures={file.stem: record for file, record in _all(Failure, path, "failures/*.json", unreadable)},
         unreadable=unreadable,
     )
@@ -97,18 +103,24 @@ def _one(kind: type[RecordT], file: Path, root: Path, unreadable: list[str]) -> 
         return None
 
 
-def _all(kind: type[RecordT], root: Path, pattern: str, unreadable: list[str]) -> Iterator[tuple[Path, RecordT]]:
+def _all(
+    kind: type[RecordT], root: Path, pattern: str, unreadable: list[str], cells: Collection[str] = ()
+) -> Iterator[tuple[Path, RecordT]]:
+    """Records in order of their names; of a run's only those that ``cells`` names, if it names any."""
     for file in sorted(root.glob(pattern)):
         if any(part.startswith(".") for part in file.relative_to(root).parts):
             continue  # what a writer has not finished yet
+        name = file.parent.name if pattern.count("/") == 2 else file.stem
+        if cells and name not in cells and not (kind is Measurement and name.startswith(BENCH)):
+            continue
         record = _one(kind, file, root, unreadable)
         if record is not None:
             yield file, record
 
 
-def _measurements(root: Path, unreadable: list[str]) -> Iterator[tuple[Path, Measurement]]:
-    """Those of a run, and those that lie loose in a folder (``bench -o``)."""
-    yield from _all(Measurement, root, "measurements/*.json", unreadable)
+def _measurements(root: Path, unreadable: list[str], cells: Collection[str]) -> Iterator[tuple[Path, Measurement]]:
+    """Those of a run, those that ``bench -o`` wrote, and those that lie loose in a folder."""
+    yield from _all(Measurement, root, "measurements/*.json", unreadable, cells)
     loose = [file for file in sorted(root.glob("*.json")) if file.name != "run.json" and _is_measurement(file)]
     for file in loose:
         record = _one(Measurement, file, root, unreadable)

@@ -20,7 +20,10 @@ def metric_name(metric: Metric) -> str:
 def lead(rows: list[Row], metric: Metric | None, random_weights: bool) -> str:
     """The one sentence on top."""
     counts, kept = _verdicts(rows, metric)
+    unclear = counts.pop("unclear")
     total = sum(counts.values())
+    if not total and unclear:
+        return f"Nothing here can answer yet: {unclear} timings lack a second fresh process, and one says nothing of the next."
     if not total:
         return "Nothing here can answer yet: no compressed model was measured beside dense on the same device."
     answer = "Yes" if counts["faster"] == total else "No" if not counts["faster"] else "Not always"
@@ -28,11 +31,22 @@ def lead(rows: list[Row], metric: Metric | None, random_weights: bool) -> str:
     said += f", {counts['same']} cannot be told from it, {counts['slower']} are slower"
     if metric and counts["faster"] and not random_weights:
         said += f"; {kept} of the faster ones keep {metric_name(metric)} within the noise of dense"
-    return said + "."
+    if unclear:
+        said += f"; {unclear} more rest on one process and say nothing"
+    return f"{said}.{_disturbed(rows)}"
+
+
+def _disturbed(rows: list[Row]) -> str:
+    """A sentence on timings that other programs may have slowed down, or nothing."""
+    timed = [row for row in rows if row.timing]
+    disturbed = sum(row.disturbed for row in timed)
+    if not disturbed:
+        return ""
+    return f" {disturbed} of all {len(timed)} timings were taken while other programs used more than half a CPU."
 
 
 def _verdicts(rows: list[Row], metric: Metric | None) -> tuple[dict[str, int], int]:
-    counts, kept = {"faster": 0, "same": 0, "slower": 0}, 0
+    counts, kept = {"faster": 0, "same": 0, "slower": 0, "unclear": 0}, 0
     for here in groups(rows).values():
         for row in here:
             reference = reference_row(row, rows, row.precision)
@@ -47,12 +61,17 @@ def _verdicts(rows: list[Row], metric: Metric | None) -> tuple[dict[str, int], i
 def details(rows: list[Row], metric: Metric | None, random_weights: bool) -> list[str]:
     """One sentence for each thing worth knowing, device by device."""
     said = [RANDOM] if random_weights else []
+    kept_out = sum(row.suspect for row in rows)
+    if kept_out:
+        said.append(
+            f"{kept_out} of {sum(bool(row.timing) for row in rows)} timings are kept out of this: see the warnings."
+        )
     related = correlations(rows)
     for device in dict.fromkeys(device for device, _ in groups(rows)):
         if metric and not random_weights:
             said += [_best(found, metric) for found in best(rows, device, metric)] or _none_kept(rows, device, metric)
         for row, reference, speedup in quantized(rows):
-            if row.device == device:
+            if row.where == device:
                 times = formats.with_interval(speedup, 2, "×")
                 said.append(f"{device}: dense at {row.precision} is {times} as fast as dense at {reference.precision}.")
         first = next((one.precision for one in related if one.device == device), None)
@@ -72,13 +91,13 @@ def _best(found: Best, metric: Metric) -> str:
     scores = formats.fixed(cell.estimate.value, digits)
     scores += f" against {formats.fixed(dense.estimate.value, digits)}" if dense else ""
     return (
-        f"{row.device}, {row.precision}: the fastest within noise of dense is {row.label}, "
+        f"{row.where}, {row.precision}: the fastest within noise of dense is {row.label}, "
         f"{formats.with_interval(found.speedup, 2, '×')} as fast; {metric_name(metric)} {scores}{over}{open_loss}."
     )
 
 
 def _none_kept(rows: list[Row], device: str, metric: Metric) -> list[str]:
-    scored = [row for row in rows if row.device == device and metric in row.scores and row.technique != "dense"]
+    scored = [row for row in rows if row.where == device and metric in row.scores and row.technique != "dense"]
     if not scored:
         return []
     few = max((cell.difference.n for row in scored if (cell := row.scores[metric]).difference), default=0)

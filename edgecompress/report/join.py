@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from edgecompress import stats
-from edgecompress.records import Artifact, Checkpoint, Measurement, Score, canonical_json
+from edgecompress.records import Artifact, Checkpoint, Measurement, Score
 from edgecompress.report.caveats import of_measurement
-from edgecompress.report.facts import threads
+from edgecompress.report.conditions import key as conditions_key
+from edgecompress.report.conditions import labels
 from edgecompress.report.folder import RunFolder
 from edgecompress.report.row import PRECISIONS, Metric, Row, ScoreCell, Timing
 from edgecompress.stats import Estimate
@@ -38,9 +39,13 @@ def rows(folder: RunFolder) -> list[Row]:
     built = [*_artifact_rows(folder), *_checkpoint_rows(folder), *_stray_rows(folder)]
     built += _empty_rows(folder, {row.recipe for row in built})
     built = _labelled(built)
+    told = labels([row.measurement for row in built if row.measurement])
+    built = [
+        replace(row, conditions=told[conditions_key(row.measurement)]) if row.measurement else row for row in built
+    ]
     built = [_compared(row, built) for row in built]
     order = {name: place for place, name in enumerate(folder.run.recipes if folder.run else [])}
-    built.sort(key=lambda row: (order.get(row.recipe, len(order)), row.label, *_place(row), row.device or ""))
+    built.sort(key=lambda row: (order.get(row.recipe, len(order)), row.label, *_place(row), row.where))
     main = next(iter(metrics(folder)), None)
     return _with_front(built, main) if main else built
 
@@ -72,6 +77,7 @@ def _artifact_rows(folder: RunFolder) -> list[Row]:
             subject=name,
             format=artifact.format,
             precision=artifact.precision,
+            source=artifact.source.sha256,
             cost=artifact.cost,
             size_bytes=_model_bytes(artifact),
             parity=max((case.relative for case in artifact.parity.cases), default=None),
@@ -97,6 +103,7 @@ def _checkpoint_rows(folder: RunFolder) -> list[Row]:
             label=one.recipe,
             technique=technique_of(one, one.recipe, folder.reference),
             subject=name,
+            source=one.source.sha256,
             cost=one.cost,
             scores=_scores(folder, name, None),
         )
@@ -172,12 +179,19 @@ def _kind(score: Score) -> tuple[str | None, ...]:
     return score.task, score.metric, score.format, score.precision
 
 
+def _source(folder: RunFolder, score: Score) -> str | None:
+    """Hash of the weights that a scored model was made of; None where its record is not here."""
+    record = folder.artifacts.get(score.subject) or folder.checkpoints.get(score.subject)
+    return record.source.sha256 if record else None
+
+
 def _difference(folder: RunFolder, score: Score) -> Estimate | None:
-    """Against dense of the same format, precision, task and metric."""
+    """Against dense of the same weights, format, precision, task and metric."""
     if score.recipe == folder.reference:
         return None
+    source = _source(folder, score)
     for other in reversed(folder.scores.values()):
-        if other.recipe == folder.reference and _kind(other) == _kind(score):
+        if other.recipe == folder.reference and _kind(other) == _kind(score) and _source(folder, other) == source:
             return stats.score_difference(clip_parts(score), clip_parts(other))
     return None
 
@@ -206,23 +220,11 @@ def _timed(row: Row, measurement: Measurement) -> Row:
     return replace(row, timing=timing)
 
 
-def conditions_key(measurement: Measurement) -> tuple[str, ...]:
-    """What two measurements must share to be compared: device, runtime, options, threads, cores and asked length."""
-    asked = canonical_json([measurement.plan.get("seconds"), measurement.plan.get("affinity")])
-    options = canonical_json(measurement.options)
-    return (
-        measurement.device,
-        measurement.transport,
-        measurement.runtime,
-        measurement.runtime_version,
-        str(threads(measurement)),
-        options,
-        asked,
-    )
-
-
 def reference_row(row: Row, built: list[Row], precision: str | None) -> Row | None:
-    """Dense on the same device under the same conditions, at ``precision``; of the same input length if any."""
+    """Dense of the same weights, on the same device under the same conditions, at ``precision``; of the same length if any.
+
+    Of files measured alone the weights they come from are not known: of several dense ones among them none is taken.
+    """
     if row.measurement is None:
         return None
     key, seconds = conditions_key(row.measurement), row.measurement.audio_seconds
@@ -230,8 +232,11 @@ def reference_row(row: Row, built: list[Row], precision: str | None) -> Row | No
         one
         for one in built
         if one.technique == "dense" and one.format == row.format and one.precision == precision
+        if one.source == row.source
         if one.measurement and one.timing and not one.suspect and conditions_key(one.measurement) == key
     ]
+    if row.source is None and len({one.measurement.artifact_sha256 for one in found if one.measurement}) > 1:
+        return None
     found.sort(
         key=lambda one: (
             (one.measurement.audio_seconds != seconds, one.measurement.started) if one.measurement else (True, "")
@@ -253,12 +258,10 @@ def _compared(row: Row, built: list[Row]) -> Row:
 
 
 def front(built: list[Row], metric: Metric) -> set[int]:
-    """Identities (``id``) of the rows that no other row of their device beats in latency and score at once."""
+    """Identities (``id``) of the rows that no other of their device and conditions beats in latency and score at once."""
     marked: set[int] = set()
-    for device in {row.device for row in built if row.device}:
-        here = [
-            row for row in built if row.device == device and row.timing and metric in row.scores and not row.suspect
-        ]
+    for where in {row.where for row in built if row.device}:
+        here = [row for row in built if row.where == where and row.timing and metric in row.scores and not row.suspect]
         if here:
             scores = [row.scores[metric].estimate.value for row in here]
             latencies = [row.timing.latency.value for row in here if row.timing]

@@ -54,13 +54,17 @@ class Timing:
 
     @property
     def verdict(self) -> str | None:
-        """``faster``, ``slower``, ``same`` as dense, or ``None`` where there is no dense to compare with."""
+        """``faster``, ``slower``, ``same`` as dense, ``unclear``; ``None`` where there is no dense to compare with."""
         return stats.verdict(self.speedup) if self.speedup else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact on one device (or a checkpoint, or a file that was measured alone)."""
+    """One artifact on one device (or a checkpoint, or a file that was measured alone).
+
+    ``source`` is the hash of the weights it was made of; ``conditions`` tells its measurement from others of its
+    device (``4 threads``), and is empty where all were taken under the same.
+    """
 
     recipe: str
     label: str
@@ -69,6 +73,8 @@ class Row:
     format: str | None = None
     precision: str | None = None
     device: str | None = None
+    conditions: str = ""
+    source: str | None = None
     cost: Cost | None = None
     size_bytes: int | None = None
     parity: float | None = None
@@ -79,9 +85,19 @@ class Row:
     pareto: bool | None = None
 
     @property
+    def where(self) -> str:
+        """The device and, where they differ there, the conditions: rows are compared only within it."""
+        return f"{self.device} ({self.conditions})" if self.device and self.conditions else self.device or ""
+
+    @property
     def suspect(self) -> bool:
         """Whether something happened while measuring that keeps the row out of every comparison."""
         return any(caveat.invalid for caveat in self.caveats)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took more than half a CPU meanwhile: compared all the same, and told first."""
+        return any(caveat.code == "busy" for caveat in self.caveats)
 
     @property
     def macs(self) -> float | None:

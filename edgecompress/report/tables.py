@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgecompress.report import formats
+from edgecompress.report.facts import threads
 from edgecompress.report.findings import Correlation
 from edgecompress.report.folder import RunFolder
 from edgecompress.report.headline import metric_name
 from edgecompress.report.pairs import COLUMNS, Pair
 from edgecompress.report.row import Metric, Row, ScoreCell
 
-VERDICTS = {"faster": "good", "slower": "bad", "same": "muted"}
+VERDICTS = {"faster": "good", "slower": "bad", "same": "muted", "unclear": "muted"}
+VERDICT_TITLES = {"same": "cannot be told apart from dense", "unclear": "a single process: no interval"}
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,12 @@ def device_table(rows: list[Row], device: str, metric: Metric | None) -> Table:
     columns = [
         *NAME_COLUMNS,
         ("input, s", "seconds of audio in one inference"),
+        ("threads", "that the runtime was given"),
         ("median, ms", "latency of one inference, with its 95 % interval over repetitions and samples"),
         ("p90, ms", "by the early-stopping rule of MLPerf: needs 64 samples"),
         ("p99, ms", "by the same rule: needs 662 samples"),
         ("speed-up", "dense at the same precision on this device / this, with its 95 % interval"),
-        ("against dense", "beyond the interval and beyond 2 %: faster or slower"),
+        ("against dense", "beyond the interval and beyond 2 %: faster or slower; same: cannot be told apart"),
         ("real-time factor", "latency / seconds of audio"),
         ("peak memory, MiB", "greatest resident size of the process (VmHWM)"),
         ("load, s", "making the runtime's session, median of the repetitions"),
@@ -132,20 +135,25 @@ def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
     scored = [_score(row.scores.get(metric)), _front(row)] if metric else []
     audio = measurement.audio_seconds if measurement else None
     seconds = Cell(f"{audio:g}", sort=audio) if audio is not None else NOTHING
+    given = threads(measurement).value if measurement else None
+    asked = Cell(str(given), sort=given if isinstance(given, int) else str(given)) if given is not None else NOTHING
+    name, *others = _names(row)
+    names = [replace(name, small=formats.clean(row.conditions)), *others]
     if timing is None or measurement is None:
-        return [*_names(row), seconds, *[NOTHING] * 8, *scored, NOTHING, warnings]
+        return [*names, seconds, asked, *[NOTHING] * 8, *scored, NOTHING, warnings]
     counts = sum(len(repetition.samples_ns) for repetition in measurement.repetitions)
     speedup, verdict = timing.speedup, timing.verdict
     return [
-        *_names(row),
+        *names,
         seconds,
+        asked,
         Cell(
             formats.milliseconds(timing.latency.value), formats.latency_interval(timing.latency), timing.latency.value
         ),
         _percentile(timing.p90.value, timing.p90.needed, timing.latency.value),
         _percentile(timing.p99.value, timing.p99.needed, timing.latency.value),
         Cell(f"{speedup.value:.2f}×", formats.interval(speedup, 2), speedup.value) if speedup else NOTHING,
-        Cell(verdict, tone=VERDICTS[verdict]) if verdict else NOTHING,
+        Cell(verdict, tone=VERDICTS[verdict], title=VERDICT_TITLES.get(verdict, "")) if verdict else NOTHING,
         _number(timing.real_time_factor),
         _number(timing.peak_rss_bytes, 3, 2**20),
         _number(timing.load_s),

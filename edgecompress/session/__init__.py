@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_remote import PROTOCOL
+from bench_remote.worker import MAX_SAMPLES
 from edgecompress import runtimes
 from edgecompress.devices import Blob, Device, Profile
 from edgecompress.devices.profile import matching
@@ -47,7 +48,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, float]] = {
-            "threads": (1, 256), "repetitions": (1, 100), "warmup_s": (0, 600), "min_samples": (1, 100_000),
+            "threads": (1, 256), "repetitions": (1, 100), "warmup_s": (0, 600), "min_samples": (1, MAX_SAMPLES),
             "min_seconds": (0, 3600), "max_seconds": (0, 3600), "timeout_s": (0.1, 86_400), "busy_wait_s": (0, 3600),
         }  # fmt: skip
         values = asdict(self)

@@ -42,18 +42,24 @@ def given(path: Path) -> dict[str, Blob]:
     Raises:
         RecipeError: nothing there, or a file that is not an array.
     """
+    import zipfile
+    import zlib
+
     import numpy
 
+    hint = "a folder of <input>.npy files, or an .npz; no pickles"
+    if path.suffix == ".npy" and path.is_file():
+        raise RecipeError(f"{path}: one array does not say which input it is for", hint=hint)
     try:
         if path.is_dir():
             arrays = {file.stem: numpy.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
         else:
             with numpy.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as cause:
-        raise RecipeError(f"{path}: {cause}", hint="a folder of <input>.npy files, or an .npz; no pickles") from cause
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
+        raise RecipeError(f"{path}: not readable as arrays: {cause}", hint=hint) from cause
     if not arrays:
-        raise RecipeError(f"{path}: no arrays in it", hint="a folder of <input>.npy files, or an .npz")
+        raise RecipeError(f"{path}: no arrays in it", hint=hint)
     return {name: Blob.of(_npy(array)) for name, array in arrays.items()}
 
 

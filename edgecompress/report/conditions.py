@@ -1,0 +1,71 @@
+"""Under which conditions samples were taken: what two measurements must share to be compared, and what tells them apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgecompress.records import Measurement, canonical_json
+from edgecompress.report.facts import fact, plain, threads
+
+Key = tuple[str, ...]
+IDENTITY = ("model", "cpu", "machine")  # a device's name may come to mean another board
+# onnxruntime's own word for the threads that the plan asked for; it is told once, as threads.
+THREADS = "intra_op_num_threads"
+
+
+def key(measurement: Measurement) -> Key:
+    """What two measurements must share to be compared: the device itself, runtime, options, cores and asked length."""
+    return (measurement.device, measurement.transport, *_parts(measurement).values())
+
+
+def _parts(measurement: Measurement) -> dict[str, str]:
+    """Each condition in its one spelling."""
+    plan = measurement.plan
+    return {
+        "threads": str(threads(measurement)),
+        "runtime": f"{measurement.runtime} {measurement.runtime_version}",
+        "seconds": canonical_json(plan.get("seconds")),
+        "cores": canonical_json(plan.get("affinity") or []),
+        "options": canonical_json(measurement.options),
+        "identity": canonical_json([measurement.identity.get(name) for name in IDENTITY]),
+    }
+
+
+def labels(measurements: list[Measurement]) -> dict[Key, str]:
+    """What sets each key apart from the others of its device, in words; empty where nothing does."""
+    firsts = {key(one): one for one in measurements}
+    found = {}
+    for own, measurement in firsts.items():
+        others = [_parts(one) for one in firsts.values() if one.device == measurement.device]
+        differ = [name for name, value in _parts(measurement).items() if any(one[name] != value for one in others)]
+        told = [_told(name, measurement) for name in differ]
+        if any(one.device == measurement.device and one.transport != measurement.transport for one in firsts.values()):
+            told.insert(0, f"by {measurement.transport}")
+        found[own] = ", ".join(filter(None, told))
+    return _unique(found)
+
+
+def _told(name: str, measurement: Measurement) -> str:
+    plan, value = measurement.plan, str(threads(measurement))
+    if name == "threads":
+        return "1 thread" if value == "1" else f"{value} threads"
+    if name == "runtime":
+        return f"{measurement.runtime} {measurement.runtime_version}"
+    if name == "seconds":
+        return f"{plain(plan['seconds'])} s asked" if plan.get("seconds") is not None else "usual length"
+    if name == "cores":
+        return f"cores {plain(plan['affinity'])}" if plan.get("affinity") else "any core"
+    if name == "identity":
+        return ", ".join(str(fact(measurement.identity, one)) for one in IDENTITY if measurement.identity.get(one))
+    options: dict[str, Any] = {one: text for one, text in measurement.options.items() if one != THREADS}
+    return plain(options) if options and name == "options" else ""
+
+
+def _unique(found: dict[Key, str]) -> dict[Key, str]:
+    """Two keys that words do not tell apart are numbered: their rows must not fall together."""
+    seen: dict[tuple[str, str], int] = {}
+    unique = {}
+    for own, text in found.items():
+        number = seen[own[0], text] = seen.get((own[0], text), 0) + 1
+        unique[own] = text if number == 1 else f"{text}; other conditions {number}".lstrip("; ")
+    return unique

@@ -1,0 +1,71 @@
+"""``edgecompress bench`` from the outside: what it takes, what it refuses, what it tells and leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from edgecompress.cli.runs import _cores
+from edgecompress.errors import RecipeError
+from edgecompress.records import Measurement
+from tests.calling import Call
+from tests.device_fixtures import DOUBLER, write_model
+
+QUICK = ["--repetitions", "1", "--warmup-s", "0", "--min-samples", "2", "--min-seconds", "0"]
+
+
+def test_measurements_of_other_models_and_sizes_do_not_overwrite_each_other(call: Call, tmp_path: Path) -> None:
+    for folder, features in (("a", 16), ("b", 8)):
+        write_model(tmp_path / folder / "model.onnx", features=features)
+    out = tmp_path / "out"
+    for line in (["a/model.onnx"], ["b/model.onnx"], ["a/model.onnx", "--dim", "time=7"], ["a/model.onnx"]):
+        assert call("bench", tmp_path / line[0], *line[1:], *QUICK, "-o", out).status == 0
+    found = [Measurement.read(file) for file in (out / "measurements").iterdir()]
+    assert sorted(one.input["shapes"]["x"] for one in found) == [[1, 7, 16], [1, 100, 8], [1, 100, 16]]
+
+
+def test_the_shapes_of_what_was_fed_are_told(call: Call, tiny_model: Path) -> None:
+    answer = call("bench", tiny_model, "--dim", "time=12", *QUICK)
+    assert answer.status == 0
+    assert "x 1x12x16" in answer.out
+
+
+def test_a_dimension_that_the_model_does_not_have_is_refused_with_those_it_has(call: Call, tiny_model: Path) -> None:
+    answer = call("bench", tiny_model, "--dim", "tiem=12", *QUICK)
+    assert answer.is_refused()
+    assert "no dimension is called tiem; there are: batch, time" in answer.err
+
+
+@pytest.mark.parametrize("asked", [["--dim", "time=3"], ["--inputs", "x.npz"], ["--runtime", "onnxruntime"]])
+def test_what_an_artifact_brings_itself_cannot_be_asked_for(call: Call, tiny_artifact: Any, asked: list[str]) -> None:
+    answer = call("bench", tiny_artifact[1], *asked)
+    assert answer.is_refused()
+    assert f"{asked[0]}: only for plain files" in answer.err
+
+
+def test_given_inputs_and_sizes_exclude_each_other(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "x.npz", x=numpy.ones((1, 3, 16), "float32"))
+    answer = call("bench", tiny_model, "--inputs", tmp_path / "x.npz", "--dim", "time=3")
+    assert answer.is_refused()
+    assert "exclude each other" in answer.err
+
+
+def test_a_plain_file_is_run_by_the_asked_runtime_on_the_asked_cores(
+    call: Call, tiny_model: Path, stranger: Any
+) -> None:
+    name = stranger("doubler", DOUBLER)
+    answer = call("bench", tiny_model, "--runtime", name, "--affinity", "0", "--json", *QUICK)
+    told = json.loads(answer.out)
+    assert (told["runtime"], told["plan"]["affinity"]) == (name, [0])
+    assert call("bench", tiny_model, "--runtime", "dubler").is_refused()
+
+
+def test_cores_are_read_as_taskset_reads_them() -> None:
+    assert (_cores(""), _cores("4-7"), _cores("0,2-3,2")) == ((), (4, 5, 6, 7), (0, 2, 3))
+    for wrong in ("7-4", "a", "1,", "-1", "1-2-3"):
+        with pytest.raises(RecipeError, match="not core numbers"):
+            _cores(wrong)
