@@ -331,3 +331,20 @@ def test_a_share_of_less_than_half_a_head_takes_none(ratio: float) -> None:
     model = tiny("hubert")
     compress(model, [PruneHeads(ratio=ratio)])
     assert all(layer.heads == (0, 1, 2, 3) for layer in model.layers)
+
+
+def test_the_padding_of_whispers_context_is_not_looked_at() -> None:
+    """Three quarters of the frames of a short clip are silence; heads chosen on silence are the wrong ones."""
+    model = tiny("whisper")
+    clips = [noise_clip(0.5, 1), noise_clip(0.31, 2)]
+    layer = model.layers[1]
+    seen = moments(model, Context(clips=clips), "test", [(layer, "out_proj")])[1, "out_proj"]
+    inside: list[torch.Tensor] = []
+    hook = layer.matrix("out_proj").register_forward_pre_hook(lambda module, args: inside.append(args[0].detach()))
+    for clip in clips:
+        model.encode(model.features(clip))
+    hook.remove()
+    filled = torch.cat([inside[0][0, :25], inside[1][0, :16]])  # 20 ms a frame, a started one counts
+    assert seen.frames == 41
+    assert torch.allclose(seen.mean, filled.double().mean(0), atol=1e-6)
+    assert torch.allclose(seen.covariance, torch.cov(filled.double().T, correction=0), atol=1e-5)

@@ -227,6 +227,13 @@ class Model(nn.Module):
         for start in range(0, len(clips), size):
             yield torch.cat([self.features(clip) for clip in clips[start : start + size]])
 
+    def filled_frames(self, clip: np.ndarray) -> int | None:
+        """How many of the encoder's frames a clip fills; the rest of Whisper's context is padding. None: all of them."""
+        if self.context_positions is None:
+            return None
+        samples_per_position = MEL_HOP * MEL_FRAMES_PER_POSITION
+        return min(self.context_positions, max(1, -(-clip.size // samples_per_position)))
+
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """The encoder's last hidden state: (batch, frames, width)."""
         module = self.encoder_module if self.family == "whisper" else self.base
