@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +157,24 @@ def test_a_user_without_a_name_on_this_machine_is_told_what_to_set(
     with pytest.raises(RecipeError, match="no user name") as refused:
         devices.fetch_host_key({"host": "127.0.0.1"})
     assert "USER=" in refused.value.hint
+
+
+@pytest.mark.skipif(not shutil.which("ssh-agent"), reason="no ssh-agent is installed here")
+def test_a_key_that_only_the_ssh_agent_holds_opens_the_device(
+    ssh_device: Add, loopback: sshd.Sshd, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as place:  # a socket's path must be short
+        agent = subprocess.Popen(["ssh-agent", "-D", "-a", f"{place}/agent"], stdout=subprocess.DEVNULL)
+        try:
+            while not Path(place, "agent").exists():
+                assert agent.poll() is None, "ssh-agent ended"
+                time.sleep(0.01)
+            monkeypatch.setenv("SSH_AUTH_SOCK", f"{place}/agent")
+            subprocess.run(["ssh-add", "-q", str(loopback.identity)], check=True, stderr=subprocess.DEVNULL)
+            assert session.measure_file(ssh_device(identity=""), tiny_model, ONCE).repetitions
+        finally:
+            agent.terminate()
+            agent.wait()
 
 
 def test_no_key_at_all_is_told_apart(loopback: sshd.Sshd, ssh_device: Add) -> None:

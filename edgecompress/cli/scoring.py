@@ -124,5 +124,5 @@ def _the_source(path: str, sha256: str) -> Model:
     found = models.load(path)
     if found.origin.source.sha256 != sha256:
         hint = "give its source model"
-        raise ModelError(f"{path} is not the model that this was made from (another weights hash)", hint=hint)
+        raise ModelError(f"{path} is not the model that this was made from (its files have another hash)", hint=hint)
     return found
