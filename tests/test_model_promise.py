@@ -46,7 +46,7 @@ def calibration() -> Context:
 
 @cache
 def _pair(family: str, **variant: Any) -> tuple[Any, Model]:
-    room = {"max_target_positions": 80} if family == "whisper" else {}  # 64 tokens, where a score hears the decoder
+    room = {"max_target_positions": 80} if family == "whisper" else {}  # where a score hears the decoder
     network = library_network(family, **room, **variant)
     return network, ours(network)
 
@@ -81,14 +81,16 @@ def zeroed(network: Any, model: Model, means: dict[tuple[int, str], torch.Tensor
 
 @torch.no_grad()
 def mean_inputs(model: Model, name: str) -> dict[tuple[int, str], torch.Tensor]:
-    """What goes into a matrix of each layer on average over the calibration frames."""
+    """What goes into a matrix of each layer on average over the frames that the calibration clips fill."""
+    filled: list[int | None] = [None]
     seen: dict[tuple[int, str], list[torch.Tensor]] = {}
 
     def watch(key: tuple[int, str]) -> Any:
-        return lambda module, args: seen.setdefault(key, []).append(args[0].reshape(-1, args[0].shape[-1]))
+        return lambda module, args: seen.setdefault(key, []).append(args[0][0, : filled[0]])
 
     hooks = [layer.matrix(name).register_forward_pre_hook(watch((layer.number, name))) for layer in model.layers]
     for clip in CLIPS:
+        filled[0] = model.filled_frames(clip)
         model.encode(model.features(clip))
     for hook in hooks:
         hook.remove()
