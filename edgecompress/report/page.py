@@ -63,9 +63,7 @@ def page(folder: RunFolder, rows: list[Row]) -> Page:
     used = sorted({row.precision for row in measured if row.precision}, key=lambda name: (name not in PRECISIONS, name))
     return Page(
         title=folder.title,
-        source=f"{folder.run.source.name} (sha256 {folder.run.source.sha256[:12]})"
-        if folder.run
-        else "not told",
+        source=f"{folder.run.source.name} (sha256 {folder.run.source.sha256[:12]})" if folder.run else "not told",
         tool=folder.run.tool if folder.run else next((row.measurement.tool for row in rows if row.measurement), ""),
         random_weights=folder.random_weights,
         lead=lead(rows, main, folder.random_weights),
