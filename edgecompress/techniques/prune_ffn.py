@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from edgecompress.techniques.prune_heads import choose, fold_mean
+from edgecompress.techniques.scored import ScoredPruning, choose, fold_mean
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgecompress.techniques.statistics import Moments
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class PruneFfn:
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class PruneFfn(ScoredPruning):
     """Remove the feed-forward units that matter least and slice both matrices.
 
     Scores: ``l1``, the absolute sum of a unit's row of the first matrix, its bias and its column of the second
@@ -30,22 +30,6 @@ class PruneFfn:
     """
 
     kind: ClassVar[str] = "prune_ffn"
-    ratio: Annotated[float, Field(gt=0, le=1, description="share of the units that are removed")]
-    score: Literal["l1", "first_order", "activation"] = "l1"
-    scope: Literal["layer", "global"] = "layer"
-    compensate: Annotated[
-        bool | None, Field(description="fold the mean of what is removed into the bias; default: with score activation")
-    ] = None
-
-    @property
-    def compensates(self) -> bool:
-        """Whether the mean of what is removed is folded into the bias."""
-        return self.score == "activation" if self.compensate is None else self.compensate
-
-    @property
-    def needs_clips(self) -> bool:
-        """Whether calibration audio is looked at."""
-        return self.compensates or self.score != "l1"
 
     def apply(self, model: Model, context: Context) -> None:
         from edgecompress.techniques.statistics import moments

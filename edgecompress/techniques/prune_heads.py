@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from edgecompress.techniques import count_of
+from edgecompress.techniques.scored import ScoredPruning, choose, fold_mean
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgecompress.techniques.statistics import Moments
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class PruneHeads:
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class PruneHeads(ScoredPruning):
     """Remove the attention heads that matter least and slice the matrices.
 
     Scores: ``l1``, the absolute sum of a head's rows of W_q, W_k, W_v and their biases (Lin et al., 2022);
@@ -31,22 +31,6 @@ class PruneHeads:
     """
 
     kind: ClassVar[str] = "prune_heads"
-    ratio: Annotated[float, Field(gt=0, le=1, description="share of the heads that are removed")]
-    score: Literal["l1", "first_order", "activation"] = "l1"
-    scope: Literal["layer", "global"] = "layer"
-    compensate: Annotated[
-        bool | None, Field(description="fold the mean of what is removed into the bias; default: with score activation")
-    ] = None
-
-    @property
-    def compensates(self) -> bool:
-        """Whether the mean of what is removed is folded into the bias."""
-        return self.score == "activation" if self.compensate is None else self.compensate
-
-    @property
-    def needs_clips(self) -> bool:
-        """Whether calibration audio is looked at."""
-        return self.compensates or self.score != "l1"
 
     def apply(self, model: Model, context: Context) -> None:
         from edgecompress.techniques.statistics import moments
@@ -108,34 +92,3 @@ def head_scores(
                 )
                 scores[layer.number] = torch.einsum("ohi,hij,ohj->h", weight, blocks, weight)
     return scores
-
-
-def choose(layers: list[Layer], scores: dict[int, torch.Tensor], ratio: float, scope: str) -> dict[Layer, list[int]]:
-    """Places to remove in each layer: the same share everywhere, or the lowest of all but each layer's best."""
-    if scope == "layer":
-        return {
-            layer: sorted(scores[layer.number].argsort()[: count_of(ratio, len(scores[layer.number]))].tolist())
-            for layer in layers
-        }
-    ranked = []
-    for layer in layers:
-        values = scores[layer.number] / (scores[layer.number].norm() + 1e-20)
-        best = int(values.argmax())
-        ranked += [(float(value), layer.number, place) for place, value in enumerate(values) if place != best]
-    total = sum(len(values) for values in scores.values())
-    gone = sorted(ranked)[: count_of(ratio, total)]
-    return {layer: sorted(place for _, number, place in gone if number == layer.number) for layer in layers}
-
-
-def fold_mean(layer: Layer, matrix: str, columns: list[int], mean: torch.Tensor) -> None:
-    """Add to a matrix's bias what its ``columns`` say on average, before they are removed."""
-    import torch
-
-    from edgecompress.model.linear import bias_of, dense_weight
-
-    linear = layer.matrix(matrix)
-    bias = bias_of(linear)
-    if not columns or bias is None:
-        return
-    with torch.no_grad():
-        bias.add_((dense_weight(linear).double()[:, columns] @ mean[columns]).to(bias.dtype))
