@@ -6,6 +6,7 @@ import csv
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,9 @@ class Clip:
     def seconds(self) -> float:
         return self.samples.size / SAMPLE_RATE
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """A hash of name and samples: another recording under the same name is another clip."""
+        """A hash of name and samples: another recording under the same name is another clip. Every cell asks for it."""
         return content_key([self.name, hashlib.sha256(self.samples.tobytes()).hexdigest()])
 
 

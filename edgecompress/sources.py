@@ -76,6 +76,11 @@ def of_folder(folder: Path) -> Source:
     return Source(name=hub_name(folder), sha256=digest, random_weights=bool(config.get(RANDOM_MARK, False)))
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text that is no path here may name a model on the hub: ``owner/name``."""
+    return text.count("/") == 1 and not text.startswith((".", "/", "~"))
+
+
 def hub_name(folder: Path) -> str:
     """A folder's name; the hub's cache names folders by commit, so there it is the name of the model."""
     place = folder.resolve()

@@ -8,36 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.calling import Call
+from tests.calling import JOB, Call
 from tests.models import tiny_config
 
 Write = Callable[[str, str], Path]
 
-JOB = """
-name = "tiny"
-output = "out"
-[model]
-random = { config = "tiny.json", seed = 0 }
-[audio]
-synthetic = { clips = 3, seconds = 0.5 }
-calibration = 1
-evaluation = 2
-[[recipe]]
-name = "thin"
-[[recipe.technique]]
-kind = "prune_heads"
-ratio = 0.5
-[[export]]
-format = "onnx"
-[[score]]
-task = "fidelity"
-[measure]
-devices = ["local"]
-repetitions = 1
-warmup_s = 0
-min_samples = 2
-min_seconds = 0
-"""
 IMPOSSIBLE = '[[recipe]]\nname = "trimmed"\n[[recipe.technique]]\nkind = "trim_context"\nseconds = 2\n[[export]]'
 
 

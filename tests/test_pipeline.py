@@ -19,35 +19,12 @@ from edgecompress.records import Artifact, Checkpoint, Failure, Run
 from edgecompress.tasks.fidelity import Fidelity
 from edgecompress.techniques.prune_ffn import PruneFfn
 from edgecompress.techniques.prune_heads import PruneHeads
+from tests.calling import JOB
 from tests.models import tiny_config
 
 RECORDS = ("checkpoint.json", "artifact.json")
-JOB = """
-name = "tiny"
-output = "out"
-[model]
-random = { config = "tiny.json", seed = 0 }
-[audio]
-synthetic = { clips = 3, seconds = 0.5 }
-calibration = 1
-evaluation = 2
-[[recipe]]
-name = "thin"
-[[recipe.technique]]
-kind = "prune_heads"
-ratio = 0.5
-score = "activation"
-[[export]]
-format = "onnx"
-precisions = ["fp32", "int8"]
-[[score]]
-task = "fidelity"
-[measure]
-repetitions = 1
-warmup_s = 0
-min_samples = 2
-min_seconds = 0
-"""
+AWARE = JOB.replace("ratio = 0.5", 'ratio = 0.5\nscore = "activation"')
+BOTH_PRECISIONS = AWARE.replace('format = "onnx"', 'format = "onnx"\nprecisions = ["fp32", "int8"]')
 CELLS = 2 + 4 + 4 + 4  # checkpoints, artifacts, scores, measurements
 
 
@@ -84,7 +61,7 @@ def killed_after(folder: Path, cells: int) -> None:
 
 
 def test_a_job_killed_again_and_again_finishes_and_keeps_the_bytes_of_finished_cells(tmp_path: Path) -> None:
-    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "job.toml").write_text(BOTH_PRECISIONS)
     (tmp_path / "tiny.json").write_text(tiny_config("hubert").to_json_string())
     kept: dict[Path, bytes] = {}
     for cells in (1, 3, 8, 12):

@@ -137,7 +137,7 @@ def find_folder(path_or_id: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     text = str(path_or_id)
-    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+    if path.exists() or not sources.is_hub_id(text):
         raise ModelError(f"no such model folder: {text}", hint="give a folder with config.json and model.safetensors")
     from huggingface_hub import snapshot_download
 

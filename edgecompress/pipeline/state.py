@@ -190,7 +190,7 @@ def read_clips(audio: AudioSource | None) -> tuple[Clips, Clips]:
 def _model_folder(text: str) -> Path:
     """A model's folder on this machine; a hub id is fetched first."""
     path = expand(text)
-    if path.is_dir() or "${" in text or text.count("/") != 1 or text.startswith((".", "/", "~")):
+    if path.is_dir() or "${" in text or not sources.is_hub_id(text):
         return existing(text, "model folder")
     from edgecompress.model.storage import find_folder
 
