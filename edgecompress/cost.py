@@ -17,6 +17,7 @@ import json
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,10 +55,21 @@ def measure(model: Model, seconds: float | None = None) -> Cost:
     )
 
 
-def of_export(model: Model, seconds: float, file_bytes: int) -> Cost:
-    """What an exported file costs: only the parameters that are in it, and MACs for the audio it will be timed with."""
+def of_export(model: Model, seconds: float, file_bytes: int, takes: str | None = None) -> Cost:
+    """What an exported file costs: only the parameters that are in it, and MACs for the audio it will be timed with.
+
+    ``takes`` is the form it was exported in; log-mel frames made inside are a part of their own.
+    """
+    from edgecompress.model.forms import form_of
+    from edgecompress.model.log_mel import LogMel, settings_of
+
     whole = measure(model, seconds)
-    return whole.model_copy(update={"parameters": exported_parameters(model), "bytes": file_bytes})
+    counted = whole.macs
+    if form_of(model, takes).log_mel:
+        parts = {"log_mel": LogMel(settings_of(model)).macs(round(seconds * SAMPLE_RATE)), **counted.parts}
+        total = sum(parts.values())
+        counted = Macs(total=total, per_second=total / seconds, parts=parts)
+    return whole.model_copy(update={"parameters": exported_parameters(model), "bytes": file_bytes, "macs": counted})
 
 
 # --- parameters and bytes --------------------------------------------------------------------------------------------
@@ -71,17 +83,26 @@ def parameters(model: Model) -> Parameters:
 
 
 def exported_parameters(model: Model) -> Parameters:
-    """Parameters of what an exporter writes: all of them but for Whisper, where a decoder stays behind."""
+    """Parameters of what an exporter writes: a Whisper's decoder and a MelHuBERT's map to clusters stay behind."""
     if model.family == "whisper" and not _has_head(model):
         return _count(model.encoder_module, model.folded_parameters)
+    if model.anatomy.pretraining_head and not _has_head(model):
+        return _count(model.base, model.folded_parameters)
     return parameters(model)
 
 
 def _count(module: nn.Module, folded: int) -> Parameters:
     tensors = list(module.parameters())
     total = sum(tensor.numel() for tensor in tensors)
-    zeros = sum(tensor.numel() - int(torch.count_nonzero(tensor)) for tensor in tensors if not tensor.is_meta)
+    zeros = sum(tensor.numel() - _nonzero(tensor) for tensor in tensors if not tensor.is_meta)
     return Parameters(total=total + folded, nonzero=total + folded - zeros)
+
+
+def _nonzero(tensor: torch.Tensor) -> int:
+    """numpy counts float32 in memory four times as fast as torch does: .08 s for HuBERT base."""
+    if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+        return int(np.count_nonzero(tensor.detach().numpy()))
+    return int(torch.count_nonzero(tensor))
 
 
 def safetensors_bytes(network: nn.Module) -> int:
@@ -106,10 +127,12 @@ def safetensors_bytes(network: nn.Module) -> int:
 
 
 # --- multiply-accumulates --------------------------------------------------------------------------------------------
-def macs(model: Model, samples: int) -> dict[str, int]:
+def macs(model: Model, samples: int, *, sparse: bool = False) -> dict[str, int]:
     """MACs of one pass over ``samples`` of 16 kHz audio, batch 1, by part: ``PARTS``, and ``head`` where there is one.
 
-    WavLM's gate on its position bias counts among the attention projections.
+    WavLM's gate on its position bias counts among the attention projections. MelHuBERT's log-mel frames are made on the
+    host and not counted, nor is its map to clusters, which only pretraining asks. ``sparse`` leaves out the zeros among
+    the weights of linear maps, as published MACs of weight pruning do: no kernel that we know is faster for them.
 
     Raises:
         ModelError: too few samples to make one frame.
@@ -118,15 +141,15 @@ def macs(model: Model, samples: int) -> dict[str, int]:
     parts = dict.fromkeys(PARTS, 0)
     parts["front_end"] = front_end
     if model.anatomy.projection is not None:
-        parts["projection"] = frames * _linear(model.base.get_submodule(model.anatomy.projection))
+        parts["projection"] = frames * _linear(model.base.get_submodule(model.anatomy.projection), sparse)
     if model.anatomy.position_conv is not None:
         for conv in _convolutions(model.base.get_submodule(model.anatomy.position_conv)):
             parts["position_conv"] += _convolution(conv, frames)[0]  # what an even kernel adds is cut off after each
     for layer in model.layers:
-        parts["attention_projections"] += frames * _projections(layer)
+        parts["attention_projections"] += frames * _projections(layer, sparse)
         parts["attention_scores"] += 2 * frames**2 * _inner_width(layer)
-        parts["ffn"] += frames * _ffn(layer)
-    head = _head(model, frames)
+        parts["ffn"] += frames * _ffn(layer, sparse)
+    head = _head(model, frames, sparse)
     return {**parts, "head": head} if head else parts
 
 
@@ -136,6 +159,13 @@ def frames_of(model: Model, samples: int) -> int:
 
 
 def _front_end(model: Model, samples: int) -> tuple[int, int]:
+    if model.anatomy.front_end_kind == "log_mel":
+        from edgecompress.model.log_mel import frames_of
+
+        frames = frames_of(samples, int(model.network.config.stacked_frames))
+        if frames < 1:
+            raise ModelError(f"{samples} samples are too few for this front end", hint="give 400 or more (0.025 s)")
+        return 0, frames
     length = samples if model.context_positions is None else 2 * model.context_positions
     total = 0
     for path in model.anatomy.front_end:
@@ -158,34 +188,37 @@ def _convolution(conv: nn.Conv1d, length: int) -> tuple[int, int]:
     return out * conv.out_channels * (conv.in_channels // conv.groups) * conv.kernel_size[0], out
 
 
-def _linear(module: nn.Module) -> int:
+def _linear(module: nn.Module, sparse: bool = False) -> int:
     """MACs per frame of a map, whatever it is now: plain, factored (two plain ones inside), or nothing left."""
-    return sum(part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
+    weights = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+    return sum(_nonzero(each) if sparse else each.numel() for each in weights)
 
 
 def _inner_width(layer: Layer) -> int:
     return len(layer.heads) * layer.attention.head_dim
 
 
-def _projections(layer: Layer) -> int:
+def _projections(layer: Layer, sparse: bool) -> int:
     attention = layer.attention
-    total = sum(_linear(layer.matrix(name)) for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
+    total = sum(_linear(layer.matrix(name), sparse) for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
     gate = getattr(attention, "gru_rel_pos_linear", None)
     if gate is not None and layer.heads:  # computed for every original head, then indexed by those that are left
-        total += attention.original_heads * _linear(gate)
+        total += attention.original_heads * _linear(gate, sparse)
     return total
 
 
-def _ffn(layer: Layer) -> int:
+def _ffn(layer: Layer, sparse: bool) -> int:
     adapter = getattr(layer.module, "adapter_layer", None)  # wav2vec2's language adapters, where a model has them
-    return _linear(layer.up) + _linear(layer.down) + (0 if adapter is None else _linear(adapter))
+    return (
+        _linear(layer.up, sparse) + _linear(layer.down, sparse) + (0 if adapter is None else _linear(adapter, sparse))
+    )
 
 
 def _has_head(model: Model) -> bool:
     return model.anatomy.output_name(model.architecture) == "logits"
 
 
-def _head(model: Model, frames: int) -> int:
+def _head(model: Model, frames: int, sparse: bool) -> int:
     """The task head, and the down-sampling adapter before it where a wav2vec 2.0 has one.
 
     A classifier of whole clips (it has a projector) says its last word once, other heads speak in every frame.
@@ -193,7 +226,7 @@ def _head(model: Model, frames: int) -> int:
     total = 0
     adapter = getattr(model.base, "adapter", None)
     if adapter is not None:
-        total += frames * _linear(adapter)
+        total += frames * _linear(adapter, sparse)
         for conv in _convolutions(adapter):
             cost, frames = _convolution(conv, frames)
             total += cost
@@ -201,7 +234,7 @@ def _head(model: Model, frames: int) -> int:
     for name in HEAD_MODULES:
         if hasattr(model.network, name):
             times = 1 if pooled and name == "classifier" else frames
-            total += times * _linear(getattr(model.network, name))
+            total += times * _linear(getattr(model.network, name), sparse)
     return total
 
 
@@ -212,7 +245,7 @@ def superb_lengths() -> list[int]:
     return [int(row["samples_16khz"]) for row in csv.DictReader(text.splitlines())]
 
 
-def superb(model: Model) -> int:
+def superb(model: Model, *, sparse: bool = False) -> int:
     """MACs over the 32 SUPERB clips, as that challenge's tool counts them, to be compared with published numbers.
 
     Its profiler adds to :func:`macs` one MAC per attention score for the mask, two for the softmax, and one for each
@@ -222,7 +255,7 @@ def superb(model: Model) -> int:
     total = 0
     for samples in superb_lengths():
         frames = frames_of(model, samples)
-        total += sum(macs(model, samples).values())
+        total += sum(macs(model, samples, sparse=sparse).values())
         total += sum(3 * len(layer.heads) * frames**2 + frames * _biased_outputs(layer) for layer in model.layers)
     return total
 

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from edgecompress.model import FAMILIES, Model
 from edgecompress.model.network import Origin
-from edgecompress.model.storage import dress
+from edgecompress.model.storage import dress, network_class
 from edgecompress.records import Source
 from tests.models import liven, tiny_config
 
@@ -40,7 +39,7 @@ def library_network(family: str, *, seed: int = 0, **variant: Any) -> Any:
 
 def build(config: Any) -> Any:
     """The library's network for a config, in eval mode."""
-    return getattr(transformers, config.architectures[0])._from_config(config, attn_implementation="eager").eval()
+    return network_class(config.architectures[0])._from_config(config, attn_implementation="eager").eval()
 
 
 def ours(network: Any) -> Model:

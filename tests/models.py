@@ -8,20 +8,21 @@ head, a lost bias or a swapped layer shows in the output.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 
+from edgecompress import cost
 from edgecompress.model import FAMILIES as ANATOMIES
 from edgecompress.model import Model, from_config
 from edgecompress.model.network import Origin
-from edgecompress.model.storage import dress
+from edgecompress.model.storage import dress, network_class
 from edgecompress.records import Source
 
-FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "whisper")
+FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "melhubert", "whisper")
 PREFIX = {family: anatomy.prefix for family, anatomy in ANATOMIES.items()}
 
 HIDDEN, HEADS, LAYERS, UNITS = 64, 4, 3, 96
@@ -70,7 +71,10 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
         for stable in (False, True)
     ),
     ("data2vec-audio", {}),
-    *((family, {"head": head}) for family in FAMILIES[:4] for head in ("ForCTC", "ForSequenceClassification")),
+    *((family, {"head": head}) for family in FAMILIES[:5] for head in ("ForCTC", "ForSequenceClassification")),
+    ("melhubert", {}),
+    ("melhubert", {"head": "ForPreTraining"}),
+    ("melhubert", {"feature_dim": 40, "frame_period_ms": 10}),
     ("whisper", {}),
     ("whisper", {"head": "ForConditionalGeneration"}),
     ("whisper", {"head": "ForAudioClassification"}),
@@ -80,6 +84,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 def variant_name(family: str, variant: dict[str, Any]) -> str:
     """A readable id for a parametrised test: ``wavlm-layer-stable``, ``hubert-ForCTC`` ..."""
     words = [family, variant.get("front_end", ""), "stable" if variant.get("stable") else "", variant.get("head", "")]
+    words += ["10ms"] if variant.get("frame_period_ms") == 10 else []
     return "-".join(word for word in words if word)
 
 
@@ -90,10 +95,12 @@ def tiny_config(
     family: str, *, front_end: str = "group", stable: bool = False, head: str = "Model", **settings: Any
 ) -> Any:
     """A transformers config of a tiny network; ``settings`` overrides single fields."""
-    config_class = getattr(transformers, PREFIX[family] + "Config")
+    config_class = network_class(PREFIX[family] + "Config")
     known = dict(_WHISPER if family == "whisper" else _WAVEFORM)
     if family in ("hubert", "wav2vec2", "wavlm"):
         known |= {"feat_extract_norm": front_end, "do_stable_layer_norm": stable}
+    if family == "melhubert":
+        known |= {"num_clusters": 16}
     if family == "data2vec-audio":
         known.pop("num_conv_pos_embeddings")
         known |= {"conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 3}
@@ -109,7 +116,7 @@ def tiny(
         family: one of ``FAMILIES``.
         front_end: ``group`` or ``layer`` norm in the convolutions (hubert, wav2vec2, wavlm).
         stable: the stable (pre-norm) encoder (hubert, wav2vec2, wavlm).
-        head: ``Model``, ``ForCTC``, ``ForSequenceClassification``; Whisper: ``Model``, ``ForConditionalGeneration``,
+        head: ``Model``, ``ForCTC``, ``ForSequenceClassification``, MelHuBERT: ``ForPreTraining`` too; Whisper: ``Model``, ``ForConditionalGeneration``,
             ``ForAudioClassification``.
         seed: of the weights.
         settings: fields of the transformers config.
@@ -149,7 +156,7 @@ def on_meta(config: Any) -> Model:
     anatomy = ANATOMIES[config.model_type]
     architecture = (config.architectures or [anatomy.prefix + "Model"])[0]
     with torch.device("meta"):
-        network = getattr(transformers, architecture)._from_config(config, attn_implementation="eager")
+        network = network_class(architecture)._from_config(config, attn_implementation="eager")
     source = Source(name="meta", sha256="0" * 64, random_weights=True)
     return dress(network, anatomy, architecture, Origin(config.to_dict(), None, source), check=False)
 
@@ -163,9 +170,22 @@ def noise_clip(seconds: float = 1.0, seed: int = 0) -> np.ndarray:
 
 
 def example(model: Model, *, batch: int = 1, length: int | None = None, seed: int = 0) -> torch.Tensor:
-    """Random input: (batch, samples), or (batch, mel bins, frames) for Whisper, the whole context unless told."""
+    """Random input: (batch, samples), as many log-mel frames for MelHuBERT, or (batch, mel bins, frames) for Whisper.
+
+    ``length`` counts samples, for Whisper mel frames, the whole context unless told.
+    """
     generator = torch.Generator().manual_seed(seed)
+    if model.family == "melhubert":
+        frames = cost.frames_of(model, length or 8000)
+        return torch.randn(batch, frames, int(model.network.config.feature_dim), generator=generator)
     if model.context_positions is None:
         return torch.randn(batch, length or 8000, generator=generator)
     frames = length or 2 * model.context_positions
     return torch.randn(batch, int(model.network.config.num_mel_bins), frames, generator=generator)
+
+
+def filled_mask(model: Model, samples: int, filled: Sequence[int]) -> torch.Tensor:
+    """The mask of a padded batch as the family's forward takes it: by sample, by frame for MelHuBERT; 1 is audio."""
+    if model.family == "melhubert":
+        samples, filled = cost.frames_of(model, samples), [cost.frames_of(model, each) for each in filled]
+    return (torch.arange(samples) < torch.tensor(list(filled))[:, None]).long()

@@ -43,8 +43,10 @@ EDITS = (empty_heads, empty_units, factor_everything, drop_layers)
 
 
 def torch_counts(model: Model, inputs: torch.Tensor) -> int:
-    """MACs by torch's counter; Whisper's decoder stays out."""
-    encoder_only = model.family == "whisper" and "Classification" not in model.architecture
+    """MACs by torch's counter; Whisper's decoder and MelHuBERT's map to clusters stay out."""
+    encoder_only = (
+        model.family in ("whisper", "melhubert") and model.anatomy.output_name(model.architecture) != "logits"
+    )
     model.requires_grad_(False)  # the counter would hang hooks on weights that want gradients
     with FlopCounterMode(display=False) as counter:
         model.encode(inputs) if encoder_only else model(inputs)

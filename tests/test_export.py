@@ -17,6 +17,7 @@ from edgecompress.exporters.golden import synthetic_clip
 from edgecompress.exporters.onnx import OnnxExporter
 from edgecompress.exporters.parity import TOLERANCES, Runner, distances, tolerance_of, torch_answer
 from edgecompress.model import Model, forms
+from edgecompress.model.forms import Form
 from edgecompress.records import Artifact
 from tests.models import example, noise_clip, tiny
 
@@ -37,7 +38,7 @@ class Mute(Lying):
 
 class Broken(OnnxExporter):
     def write(
-        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None
+        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None, form: Form
     ) -> Written:
         (folder / "model.onnx").write_bytes(b"half of it")
         raise RuntimeError("the converter met an operator it does not know\nand says much more")
@@ -92,10 +93,10 @@ def test_a_file_that_says_something_else_is_an_error_and_no_folder(
 def test_a_wrapper_that_loses_a_layer_is_found_out(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lossy(model: Model) -> torch.nn.Module:
+    def lossy(model: Model, takes: str | None) -> torch.nn.Module:
         less = model.clone()
         less.keep_layers([0, 1])
-        return forms.exportable(less)
+        return forms.exportable(less, takes)
 
     monkeypatch.setattr(onnx_graph, "exportable", lossy)
     for precision in ("fp32", "int8"):

@@ -19,6 +19,7 @@ from edgecompress.model import Model
 from edgecompress.model.layer import ATTENTION_MATRICES, FFN_MATRICES
 from edgecompress.model.linear import FactoredLinear, dense_weight
 from edgecompress.techniques import Context, Technique, compress
+from edgecompress.techniques.targets import Target
 from tests.library import (
     assert_differ,
     assert_same,
@@ -30,7 +31,7 @@ from tests.library import (
     with_fewer_layers,
     with_less_context,
 )
-from tests.models import FAMILIES, HEADS, LAYERS, UNITS, VARIANT_NAMES, VARIANTS, example, noise_clip
+from tests.models import FAMILIES, HEADS, LAYERS, UNITS, VARIANT_NAMES, VARIANTS, example, filled_mask, noise_clip
 
 every_variant = pytest.mark.parametrize(("family", "variant"), VARIANTS, ids=VARIANT_NAMES)
 waveform_variant = pytest.mark.parametrize(
@@ -105,6 +106,9 @@ WITHOUT_MEANS: dict[str, list[Technique]] = {
     "all heads": [PruneHeads(ratio=1)],
     "all units": [PruneFfn(ratio=1)],
     "all of both": [PruneHeads(ratio=1), PruneFfn(ratio=1)],
+    "heads in rounds": [PruneHeads(rounds=(0.25, 0.6), score="first_order", scope="global")],
+    "units in rounds to a target": [PruneFfn(target=Target(parameters=0.93), rounds=2)],
+    "both to a target in MACs": [PruneHeads(ratio=0.25), PruneFfn(target=Target(macs=0.95, seconds=1), scope="global")],
     "two rounds of both": [PruneHeads(ratio=0.25), PruneFfn(ratio=0.2), PruneHeads(ratio=0.34), PruneFfn(ratio=0.5)],
 }
 
@@ -156,8 +160,7 @@ def test_score_activation_compensates_unless_told_otherwise(family: str, variant
 def test_a_mask_still_means_the_same_after_slicing(family: str, variant: dict[str, Any]) -> None:
     network, model = pair(family, variant)
     compress(model, [PruneHeads(ratio=0.5), PruneFfn(ratio=0.5)])
-    mask = torch.ones(2, 6000, dtype=torch.long)
-    mask[0, 3000:] = 0
+    mask = filled_mask(model, 6000, [3000, 6000])
     inputs = example(model, batch=2, length=6000)
     theirs = says(zeroed(network, model), inputs, attention_mask=mask)
     assert_same(says(model, inputs, attention_mask=mask), theirs)

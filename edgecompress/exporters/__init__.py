@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from edgecompress.exporters.parity import Runner
     from edgecompress.model import Model
+    from edgecompress.model.forms import Form
 
 __all__ = ["Exporter", "Written", "export", "runner"]
 
@@ -49,9 +50,9 @@ class Exporter(Protocol):
     precisions: tuple[str, ...]
 
     def write(
-        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None
+        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None, form: Form
     ) -> Written:
-        """Write the model at one of ``precisions`` into ``folder``; the model is in eval mode.
+        """Write the model at one of ``precisions`` into ``folder``, to be fed as ``form`` says; it is in eval mode.
 
         ``metadata`` goes into the file where the format can hold it. ``full`` is the fp32 file of the same weights in
         this format, where one has been made already; its metadata is of another artifact.
@@ -103,6 +104,7 @@ def export(
     folder: str | Path = "artifact",
     *,
     precision: str = "fp32",
+    input: str | None = None,
     recipe: str = "",
     name: str = "",
     clips: Sequence[np.ndarray] | None = None,
@@ -119,6 +121,8 @@ def export(
         format: name of an exporter.
         folder: where the artifact goes; an old one is replaced, and stays if this fails.
         precision: ``fp32`` or ``int8``, or what else the exporter offers.
+        input: ``waveform`` or ``features``, where a family has both forms: MelHuBERT makes its log-mel frames inside
+            unless told otherwise.
         recipe: name of the recipe, for the record; empty for the untouched model.
         name: of the artifact; made of recipe (or source), format and precision if empty.
         clips: 16 kHz mono float32 audio for parity and the golden input; a synthetic clip is used without any.
@@ -133,10 +137,12 @@ def export(
         PluginNotFound: no such format.
         ParityError: the file does not say what torch says; output, length and error are named.
         ExportError: no such precision, or the exporter failed; the cause is chained.
+        ModelError: the family has no such form.
     """
     from edgecompress import cost
     from edgecompress.exporters import golden, lineage, parity
     from edgecompress.exporters.tracing import evaluating
+    from edgecompress.model.forms import form_of
 
     exporter = exporter or plugins.find("exporters", format)()
     if precision not in exporter.precisions:
@@ -144,16 +150,17 @@ def export(
             f"{exporter.format} has no precision {precision!r}",
             hint=plugins.nearest(precision, list(exporter.precisions)),
         )
+    form = form_of(model, input)
     facts = lineage.facts(model, recipe, techniques)
-    full = lineage.matching_fp32(reuse, exporter.format, facts["weights_sha256"])
+    full = lineage.matching_fp32(reuse, exporter.format, facts["weights_sha256"], form.input_name)
     with evaluating(model), records.whole_folder(Path(folder)) as beside:
         with _converting(f"{exporter.format} {precision}", "try another format or precision"):
             metadata = lineage.metadata(facts, precision)
-            written = exporter.write(model, precision, beside, metadata, full)
+            written = exporter.write(model, precision, beside, metadata, full, form)
             bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
             run = exporter.open(beside / written.model_file)
-        checked = parity.check(model, run, precision, exporter.runtime, clips)
-        kept = golden.write(model, precision, beside, clips)
+        checked = parity.check(model, run, precision, exporter.runtime, clips, form)
+        kept = golden.write(model, precision, beside, clips, form)
         del run
         artifact = Artifact(
             name=name or f"{recipe or model.origin.source.name}-{exporter.format}-{precision}",
@@ -170,7 +177,7 @@ def export(
             parity=checked,
             quantized_nodes=written.quantized_nodes,
             audio=kept.audio,
-            cost=cost.of_export(model, kept.audio.golden_seconds, bytes_written),
+            cost=cost.of_export(model, kept.audio.golden_seconds, bytes_written, form.takes),
             source=model.origin.source,
             lineage={**facts, **written.lineage, "checkpoint": checkpoint, "calibration": list(calibration)},
             tool=lineage.tool(),

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgecompress.exporters.parity import GOLDEN_TOLERANCES, tolerance_of, torch_answer
+from edgecompress.model.forms import form_of
 from edgecompress.records import AudioShape, Golden
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
+    from edgecompress.model.forms import Form
 
 SAMPLE_RATE = 16000
 GOLDEN_SECONDS = 5.0
-MEL_FRAMES_PER_SECOND = 100.0
 
 
 @dataclass(frozen=True)
@@ -28,30 +29,32 @@ class Kept:
     audio: AudioShape
 
 
-def write(model: Model, precision: str, folder: Path, clips: Sequence[np.ndarray] | None = None) -> Kept:
+def write(
+    model: Model, precision: str, folder: Path, clips: Sequence[np.ndarray] | None = None, form: Form | None = None
+) -> Kept:
     """Write ``golden/<tensor>.npy`` for one input and one output, float32.
 
     The input is the first five seconds of the first clip (all of it if shorter), or of a synthetic one; for Whisper
     the clip's mel frames over the whole context.
     """
     clip = clips[0] if clips else synthetic_clip()
-    features = model.features(clip[: round(GOLDEN_SECONDS * SAMPLE_RATE)] if model.max_seconds is None else clip)
-    names = (model.anatomy.input_name, model.anatomy.output_name(model.architecture))
+    form = form or form_of(model)
+    cut = clip[: round(GOLDEN_SECONDS * SAMPLE_RATE)] if model.max_seconds is None else clip
+    given = model.export_input(cut, form.takes)
+    names = (form.input_name, model.anatomy.output_name(model.architecture))
     (folder / "golden").mkdir()
-    for name, array in zip(names, (features.numpy(), torch_answer(model, features)), strict=True):
+    for name, array in zip(names, (given.numpy(), torch_answer(model, given, form)), strict=True):
         np.save(folder / "golden" / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
     golden = Golden(
         inputs={names[0]: f"golden/{names[0]}.npy"},
         outputs={names[1]: f"golden/{names[1]}.npy"},
         tolerance=tolerance_of(precision, GOLDEN_TOLERANCES),
     )
-    whisper = model.max_seconds is not None
-    per_second = MEL_FRAMES_PER_SECOND if whisper else float(SAMPLE_RATE)
     audio = AudioShape(
         input=names[0],
-        unit="mel_frames" if whisper else "samples",
-        per_second=per_second,
-        golden_seconds=features.shape[-1] / per_second,
+        unit=form.unit,
+        per_second=form.per_second,
+        golden_seconds=given.shape[form.time_axis] / form.per_second,
         max_seconds=model.max_seconds,
     )
     return Kept(golden, audio)

@@ -67,8 +67,8 @@ def weights_sha256(model: Model) -> str:
     return digest.hexdigest()
 
 
-def matching_fp32(folder: str | Path | None, format: str, weights: str) -> Path | None:
-    """The model file of an fp32 artifact if it is whole and of these weights, else None."""
+def matching_fp32(folder: str | Path | None, format: str, weights: str, input_name: str | None = None) -> Path | None:
+    """The model file of an fp32 artifact if it is whole, of these weights and takes that input, else None."""
     if folder is None:
         return None
     try:
@@ -77,6 +77,7 @@ def matching_fp32(folder: str | Path | None, format: str, weights: str) -> Path 
         return None
     file = Path(folder) / artifact.model_file
     same = (artifact.format, artifact.precision, artifact.lineage.get("weights_sha256")) == (format, "fp32", weights)
+    same = same and input_name in (None, artifact.audio.input)
     return file if same and file.is_file() and file_sha256(file) == artifact.files[artifact.model_file].sha256 else None
 
 

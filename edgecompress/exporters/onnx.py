@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from edgecompress.exporters.parity import Runner
     from edgecompress.model import Model
+    from edgecompress.model.forms import Form
 
 MODEL_FILE = "model.onnx"
 
@@ -25,18 +26,18 @@ class OnnxExporter:
     precisions = ("fp32", "int8")
 
     def write(
-        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None
+        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None, form: Form
     ) -> Written:
         """See :class:`edgecompress.exporters.Exporter`; the file is ``model.onnx``."""
         from edgecompress.exporters.onnx_graph import described, write_fp32, write_int8
 
         file = folder / MODEL_FILE
         if precision == "fp32":
-            return described(write_fp32(model, file, metadata))
+            return described(write_fp32(model, file, metadata, form))
         if full is not None:
             return described(write_int8(full, file, metadata))
         made = folder / "fp32.onnx"
-        write_fp32(model, made, metadata)
+        write_fp32(model, made, metadata, form)
         written = described(write_int8(made, file, metadata))
         made.unlink()
         return written

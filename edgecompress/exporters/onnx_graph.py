@@ -15,12 +15,13 @@ import torch
 from edgecompress.errors import ExportError
 from edgecompress.exporters import Written
 from edgecompress.exporters.onnx import MODEL_FILE
-from edgecompress.exporters.tracing import input_shape, output_shape, trace_inputs
+from edgecompress.exporters.tracing import output_shape, trace_inputs
 from edgecompress.model.forms import exportable
 from edgecompress.records import Tensor
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
+    from edgecompress.model.forms import Form
 
 OPSET = 17  # LayerNormalization is one node from here on; ONNX Runtime 1.13 and later read it
 IR_VERSION = 8
@@ -28,7 +29,7 @@ LARGEST_BYTES = 2**31 - 1  # protobuf's limit for one file
 QUANTIZED = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
 
 
-def write_fp32(model: Model, file: Path, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def write_fp32(model: Model, file: Path, metadata: Mapping[str, str], form: Form) -> onnx.ModelProto:
     """Trace the model into ``file``, check it, and return what was written.
 
     By torch's TorchScript-based exporter, deprecated as it is: a tiny model takes it 0.3 s and the other one 8 to 16,
@@ -38,17 +39,17 @@ def write_fp32(model: Model, file: Path, metadata: Mapping[str, str]) -> onnx.Mo
     Raises:
         ExportError: the file would be larger than ONNX can hold in one file.
     """
-    module, inputs = exportable(model), trace_inputs(model)
+    module, inputs = exportable(model, form.takes), trace_inputs(model, form)
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     if size > LARGEST_BYTES:
         raise ExportError(
             f"onnx: {size / 1e9:.1f} GB of weights do not fit one file", hint="2 GB is the format's limit"
         )
     said = output_shape(model, module(inputs))
-    names = model.anatomy.input_name, model.anatomy.output_name(model.architecture)
+    names = form.input_name, model.anatomy.output_name(model.architecture)
     axes = {
         name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
-        for name, shape in zip(names, (input_shape(model), said), strict=True)
+        for name, shape in zip(names, (form.shape, said), strict=True)
     }
     with _quiet():
         torch.onnx.export(

@@ -10,29 +10,23 @@ import torch
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
+    from edgecompress.model.forms import Form
 
-WAVEFORM_TRACE_SAMPLES = 8000
-WHISPER_TRACE_POSITIONS = 50
+TRACE_SECONDS = {"samples": 0.5, "mel_frames": 1.0}
 
 
-def noise(model: Model, batch: int, length: int, seed: int = 0) -> torch.Tensor:
-    """Seeded noise as input: (batch, samples) or (batch, mel bins, frames), on the model's device."""
+def noise(model: Model, form: Form, batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Seeded noise as an input of the form's shape, ``length`` steps of time long, on the model's device."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (batch, length) if model.context_positions is None else (batch, int(model.config.num_mel_bins), length)
-    return torch.randn(shape, generator=generator).to(next(model.network.parameters()).device)
+    shape = [batch, *(length if isinstance(size, str) else size for size in form.shape[1:])]
+    return torch.randn(shape, generator=generator).to(model.device)
 
 
-def trace_inputs(model: Model) -> torch.Tensor:
+def trace_inputs(model: Model, form: Form) -> torch.Tensor:
     """What to trace with: batch 2, since a batch of 1 would be baked in; half a second, or 1 s of mel frames."""
-    positions = model.context_positions
-    return noise(model, 2, WAVEFORM_TRACE_SAMPLES if positions is None else 2 * min(WHISPER_TRACE_POSITIONS, positions))
-
-
-def input_shape(model: Model) -> list[int | str]:
-    """The input's shape, with names for the dimensions that may vary."""
-    if model.context_positions is None:
-        return ["batch", "samples"]
-    return ["batch", int(model.config.num_mel_bins), "frames"]
+    length = round(TRACE_SECONDS[form.unit] * form.per_second)
+    whole = None if model.context_positions is None else 2 * model.context_positions
+    return noise(model, form, 2, length if whole is None else min(length, whole))
 
 
 def output_shape(model: Model, traced: torch.Tensor) -> list[int | str]:

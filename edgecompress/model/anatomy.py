@@ -22,12 +22,14 @@ HEADS = {
 class Anatomy:
     """Names inside one family of transformers modules.
 
-    Paths are dotted names: ``encoder`` from the base model, the others from one encoder layer.
+    Paths are dotted names: ``encoder`` from the base model, the others from one encoder layer. ``front_end_kind`` is what
+    makes frames: convolutions over samples, log-mel on the host (or in an exported graph), or Whisper's mel and convolutions.
     """
 
     family: str
     prefix: str
     input_name: Literal["input_values", "input_features"]
+    front_end_kind: Literal["convolutions", "log_mel", "whisper"] = "convolutions"
     encoder: str = "encoder"
     front_end: tuple[str, ...] = ("feature_extractor",)
     projection: str | None = "feature_projection"
@@ -36,6 +38,7 @@ class Anatomy:
     up: str = "feed_forward.intermediate_dense"
     down: str = "feed_forward.output_dense"
     relative_position: bool = False
+    pretraining_head: bool = False
     architectures: tuple[str, ...] = field(default=())
 
     def output_name(self, architecture: str) -> str:
@@ -51,10 +54,20 @@ FAMILIES: dict[str, Anatomy] = {
     "wav2vec2": Anatomy("wav2vec2", "Wav2Vec2", "input_values", architectures=_SPEECH),
     "wavlm": Anatomy("wavlm", "WavLM", "input_values", relative_position=True, architectures=_SPEECH),
     "data2vec-audio": Anatomy("data2vec-audio", "Data2VecAudio", "input_values", architectures=_SPEECH),
+    "melhubert": Anatomy(
+        "melhubert",
+        "MelHubert",
+        "input_features",
+        front_end_kind="log_mel",
+        front_end=(),
+        pretraining_head=True,
+        architectures=_SPEECH[:4],
+    ),
     "whisper": Anatomy(
         "whisper",
         "Whisper",
         "input_features",
+        front_end_kind="whisper",
         front_end=("encoder.conv1", "encoder.conv2"),
         projection=None,
         position_conv=None,
@@ -81,7 +94,7 @@ def anatomy_of(model_type: str, where: str) -> Anatomy:
 
 
 def class_name(anatomy: Anatomy, architecture: str, where: str) -> str:
-    """The transformers class to build for ``architecture``; pretraining heads are left off (they serve no device).
+    """The class to build for ``architecture``; pretraining heads are left off (they serve no device) but MelHuBERT's.
 
     Raises:
         ModelError: a head that is not supported.
@@ -92,4 +105,4 @@ def class_name(anatomy: Anatomy, architecture: str, where: str) -> str:
         raise ModelError(
             f"{where}: architecture {architecture!r} is not supported", hint=f"{anatomy.family} has {allowed}"
         )
-    return anatomy.prefix + ("Model" if suffix == "ForPreTraining" else suffix)
+    return anatomy.prefix + ("Model" if suffix == "ForPreTraining" and not anatomy.pretraining_head else suffix)

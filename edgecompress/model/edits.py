@@ -114,7 +114,22 @@ class KeepContext(_Edit):
         model.select_context(self.positions)
 
 
-Edit = Annotated[KeepLayers | KeepHeads | KeepUnits | Factor | KeepContext, Field(discriminator="kind")]
+class KeepChannels(_Edit):
+    """Only these output channels of a front-end convolution (from 0) are left, by original number."""
+
+    kind: Literal["keep_channels"] = "keep_channels"
+    conv: int
+    channels: Numbers
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        return ("channels", str(self.conv))
+
+    def carry_out(self, model: Model) -> None:
+        model.front_end.conv(self.conv).keep_channels(self.channels)
+
+
+Edit = Annotated[KeepLayers | KeepHeads | KeepUnits | Factor | KeepContext | KeepChannels, Field(discriminator="kind")]
 EDITS: TypeAdapter[list[Edit]] = TypeAdapter(list[Edit])
 
 

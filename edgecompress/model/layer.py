@@ -68,10 +68,11 @@ class Layer:
         self.replace("down", select_inputs(self.down, rows))
         self.units = tuple(units)
 
-    def factor(self, name: str, rank: int) -> None:
-        """Put the best rank-``rank`` product in a matrix's place: singular value decomposition of its weights.
+    def factor(self, name: str, rank: int, matrices: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
+        """Put a rank-``rank`` product in a matrix's place: ``matrices``, (out, rank) and (rank, in), or the best one.
 
-        Eckart and Young, 1936. A model on torch's meta device gets the shapes only.
+        The best by its weights is their singular value decomposition (Eckart and Young, 1936). The bias stays. A model on
+        torch's meta device gets the shapes only; a product that has this rank already stays as it is.
         """
         old = self.matrix(name)
         if not isinstance(old, nn.Linear | FactoredLinear):
@@ -81,14 +82,21 @@ class Layer:
                 f"{name} of layer {self.number} is {old.out_features} x {old.in_features}: rank {rank} is more than it has",
                 hint=f"ask for {min(old.in_features, old.out_features)} or less",
             )
-        meta = (old.bias is not None and old.bias.is_meta) or dense_weight(old).is_meta
-        with torch.device("meta" if meta else "cpu"):
+        if isinstance(old, FactoredLinear) and old.rank == rank and matrices is None:
+            return
+        weight = dense_weight(old).detach()
+        meta = (old.bias is not None and old.bias.is_meta) or weight.is_meta
+        with torch.device("meta" if meta else weight.device):
             new = FactoredLinear(old.in_features, old.out_features, rank, bias=old.bias is not None)
         if not meta:
-            left, singular, right = torch.linalg.svd(dense_weight(old).detach().double(), full_matrices=False)
-            root = singular[:rank].sqrt()
-            put(new, left[:, :rank] * root, root[:, None] * right[:rank], old.bias)
+            put(new, *(matrices or _best(weight, rank)), old.bias)
         self.replace(name, new.train(old.training))
+
+
+def _best(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    left, singular, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    root = singular[:rank].sqrt()
+    return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
 def put(linear: FactoredLinear, second: torch.Tensor, first: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,13 @@ from edgecompress.errors import ModelError
 from edgecompress.model import edits as edit_kinds
 from edgecompress.model.anatomy import Anatomy
 from edgecompress.model.attention import GatedSelfAttention
+from edgecompress.model.channels import FrontEnd
 from edgecompress.model.edits import Edit, with_edit
 from edgecompress.model.layer import Layer
 from edgecompress.records import Source
+
+if TYPE_CHECKING:
+    from edgecompress.model.inputs import Inputs
 
 SAMPLE_RATE = 16000
 MEL_HOP = 160  # samples between two mel frames
@@ -54,6 +58,7 @@ class Model(nn.Module):
         self.edits: tuple[Edit, ...] = ()
         self.folded_parameters = 0
         self._layers = [Layer(module, i, anatomy) for i, module in enumerate(self.encoder_module.layers)]
+        self._front_end = FrontEnd(self.base, anatomy)
         self.eval()
 
     # --- still a torch module ---
@@ -81,6 +86,33 @@ class Model(nn.Module):
         twin = copy.deepcopy(self)
         return twin
 
+    def skeleton(self) -> Model:
+        """A copy on torch's meta device: shapes without numbers. Edits can be carried out on it and costs be counted."""
+        same = (self.origin, self.edits, *(layer.units for layer in self._layers))  # never changed, only replaced
+        known: dict[int, Any] = {id(value): value for value in same}
+        for parameter in self.parameters():
+            known[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        for buffer in self.buffers():
+            known[id(buffer)] = buffer.to("meta")
+        return copy.deepcopy(self, known)
+
+    def become(self, other: Model) -> None:
+        """Take over another model's network, structure and edits, which then belong to this one.
+
+        What a folder says besides (source, preprocessor, tokenizer) stays, unless the other brings its own.
+        """
+        self.network = other.network
+        self.anatomy, self.architecture = other.anatomy, other.architecture
+        self.edits, self.folded_parameters, self._layers = other.edits, other.folded_parameters, other._layers
+        self._front_end = other._front_end
+        self.origin = replace(
+            self.origin,
+            config=other.origin.config,
+            preprocessor=other.origin.preprocessor or self.origin.preprocessor,
+            extra_files={**self.origin.extra_files, **other.origin.extra_files},
+        )
+        self.train(other.training)
+
     # --- parts ---
     @property
     def family(self) -> str:
@@ -96,9 +128,24 @@ class Model(nn.Module):
         return self.base.get_submodule(self.anatomy.encoder)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether :meth:`logits` has an answer."""
+        return self.anatomy.output_name(self.architecture) == "logits" or hasattr(self.network, "cluster_head")
+
+    @property
     def layers(self) -> list[Layer]:
         """The encoder layers that are left, first to last."""
         return list(self._layers)
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """The convolutions before the encoder."""
+        return self._front_end
 
     def layer(self, number: int) -> Layer:
         """The layer with this original number.
@@ -160,6 +207,10 @@ class Model(nn.Module):
         """Keep only these feed-forward units (original numbers) of a layer (original number)."""
         self._change(edit_kinds.KeepUnits, layer=layer, units=tuple(sorted(units)))
 
+    def keep_channels(self, conv: int, channels: Sequence[int]) -> None:
+        """Keep only these output channels (original numbers) of a front-end convolution (from 0)."""
+        self._change(edit_kinds.KeepChannels, conv=conv, channels=tuple(sorted(channels)))
+
     def keep_layers(self, layers: Sequence[int]) -> None:
         """Keep only these layers (original numbers)."""
         self._change(edit_kinds.KeepLayers, layers=tuple(sorted(layers)))
@@ -168,8 +219,16 @@ class Model(nn.Module):
         """Let Whisper's encoder see only the first ``positions`` frames of 20 ms."""
         self._change(edit_kinds.KeepContext, positions=positions)
 
-    def factor(self, layer: int, matrix: edit_kinds.Matrix, rank: int) -> None:
-        """Factor a matrix of a layer by singular value decomposition at ``rank``."""
+    def factor(
+        self,
+        layer: int,
+        matrix: edit_kinds.Matrix,
+        rank: int,
+        matrices: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        """Factor a matrix of a layer at ``rank``: into ``matrices``, (out, rank) and (rank, in), or the best by its weights."""
+        if matrices is not None:
+            self.layer(layer).factor(matrix, rank, matrices)  # the edit then finds a product of its rank, and leaves it
         self._change(edit_kinds.Factor, layer=layer, matrix=matrix, rank=rank)
 
     def select_layers(self, numbers: Sequence[int]) -> None:
@@ -211,21 +270,44 @@ class Model(nn.Module):
     def features(self, clip: np.ndarray) -> torch.Tensor:
         """One clip of 16 kHz mono audio, float32 in [-1, 1], as the encoder's input of batch 1.
 
-        Waveform families: (1, samples). Whisper: (1, mel bins, frames of the whole context).
+        Waveform families: (1, samples). MelHuBERT: (1, frames, log-mel features). Whisper: (1, mel bins, frames of the
+        whole context).
         """
         from edgecompress.model.features import extract
 
         return extract(self, clip)
 
-    def batches(self, clips: Sequence[np.ndarray], size: int = 8) -> Iterator[torch.Tensor]:
+    def normalize_log_mel(self, clips: Iterable[np.ndarray]) -> None:
+        """Let MelHuBERT's features have mean 0 and deviation 1 over these clips, in every bin; saved with the model.
+
+        Raises:
+            ModelError: another family, or no clips.
+        """
+        from edgecompress.model import log_mel
+
+        if self.anatomy.front_end_kind != "log_mel":
+            raise ModelError(f"{self.family} has no log-mel features to normalise", hint="only MelHuBERT has")
+        bins = int(self.network.config.num_mel_bins)
+        preprocessor = log_mel.preprocessor(bins, *log_mel.statistics(clips, bins))
+        self.origin = replace(self.origin, preprocessor=preprocessor)
+
+    def export_input(self, clip: np.ndarray, takes: str | None = None) -> torch.Tensor:
+        """One clip as an exported file of the form ``takes`` (:func:`edgecompress.model.forms.form_of`) is fed, batch 1."""
+        from edgecompress.model.forms import export_input
+
+        return export_input(self, clip, takes)
+
+    def batches(self, clips: Sequence[np.ndarray], size: int = 8, takes: str | None = None) -> Iterator[torch.Tensor]:
         """Inputs for clips, in order; ``size`` at a time where all have one length, else one by one.
 
-        Families that take any length go one by one: padding would change what a group-norm front end says.
+        They are the encoder's, or those of an exported file of the form ``takes``. Families that take any length go one
+        by one, since :meth:`hidden_states` and an exported file know of no padding; :meth:`collate` does.
         """
         if self.context_positions is None:
             size = 1
         for start in range(0, len(clips), size):
-            yield torch.cat([self.features(clip) for clip in clips[start : start + size]])
+            some = clips[start : start + size]
+            yield torch.cat([self.features(clip) if takes is None else self.export_input(clip, takes) for clip in some])
 
     def filled_frames(self, clip: np.ndarray) -> int | None:
         """How many of the encoder's frames a clip fills; the rest of Whisper's context is padding. None: all of them."""
@@ -233,6 +315,39 @@ class Model(nn.Module):
             return None
         samples_per_position = MEL_HOP * MEL_FRAMES_PER_POSITION
         return min(self.context_positions, max(1, -(-clip.size // samples_per_position)))
+
+    def collate(self, clips: Sequence[np.ndarray], positions: int | None = None) -> Inputs:
+        """Clips as one batch, padded to the longest of it.
+
+        Whisper: to as many positions (20 ms) as the longest clip fills, rounded up to seconds, at most the context;
+        or to ``positions``, e.g. the whole context, which is what the encoder sees when it is put to use.
+        """
+        from edgecompress.model.inputs import collate
+
+        return collate(self, clips, positions)
+
+    def states(self, inputs: Inputs, hide: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """Hidden states of a padded batch, in the mode that the model is in; gradients flow.
+
+        State 0 is the input of the first layer, then the output of each layer that is left (Whisper's last one after
+        the final norm), each (batch, frames, width). A clip says in company what it says alone; only Whisper hears the
+        silence that it is padded with, as it does when it is put to use. ``hide`` (batch, frames) says which frames to
+        hide: MelHuBERT sets them to zero before the projection, Whisper to silence, the others put their learned
+        vector there. Nothing is random but dropout: there is no SpecAugment and no LayerDrop.
+        """
+        from edgecompress.model.states import states
+
+        return states(self, inputs, hide)
+
+    def logits(self, inputs: Inputs) -> torch.Tensor:
+        """What the head says of a padded batch: (batch, frames, labels), or (batch, labels) of whole clips.
+
+        Raises:
+            ModelError: the model has no head.
+        """
+        from edgecompress.model.states import logits
+
+        return logits(self, inputs)
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """The encoder's last hidden state: (batch, frames, width)."""

@@ -23,6 +23,7 @@ from edgecompress.model.attention import GatedSelfAttention, SelfAttention
 from edgecompress.model.edits import EDITS
 from edgecompress.model.folding import fold_weight_norm
 from edgecompress.model.network import Model, Origin
+from edgecompress.model.states import nothing_random_but_dropout
 from edgecompress.records import Source
 from edgecompress.sources import read_json
 
@@ -64,15 +65,13 @@ def load(path_or_id: str | os.PathLike[str]) -> Model:
 
 def from_config(config: Any, *, seed: int, name: str = "random", source: Source | None = None) -> Model:
     """A model with random weights, made from a transformers config with a fixed seed; it says of itself that it is random."""
-    import transformers
-
     anatomy = anatomy_of(config.model_type, type(config).__name__)
     architecture = class_name(anatomy, (config.architectures or [anatomy.prefix + "Model"])[0], type(config).__name__)
     given = config.to_dict()
     settings = {**given, "architectures": [architecture], sources.RANDOM_MARK: True}
     with torch.random.fork_rng(), _library(name, CONFIG_HINT):
         torch.manual_seed(seed)
-        network = getattr(transformers, architecture)._from_config(copy.deepcopy(config), attn_implementation="eager")
+        network = network_class(architecture)._from_config(copy.deepcopy(config), attn_implementation="eager")
     origin = Origin(settings, None, source or sources.of_random(given, seed, name))
     return dress(network.float(), anatomy, architecture, origin)
 
@@ -83,11 +82,9 @@ def from_config_values(config: dict[str, Any], *, seed: int, source: Source) -> 
     Raises:
         ModelError: a family that is not supported, or values that its config class refuses.
     """
-    import transformers
-
     anatomy_of(str(config.get("model_type")), source.name)
     with _library(source.name, CONFIG_HINT):
-        settings = transformers.AutoConfig.for_model(**copy.deepcopy(config))
+        settings = config_of(config)
     return from_config(settings, seed=seed, source=source)
 
 
@@ -121,9 +118,31 @@ def dress(network: Any, anatomy: Anatomy, architecture: str, origin: Origin, *, 
     kind = GatedSelfAttention if anatomy.relative_position else SelfAttention
     for layer in encoder.layers:
         setattr(layer, anatomy.attention, kind(getattr(layer, anatomy.attention), returns))
+    nothing_random_but_dropout(network, waveform=anatomy.front_end_kind == "convolutions")
     model = Model(network, anatomy, architecture, origin)
     model.folded_parameters = folded
     return model
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+def network_class(name: str) -> Any:
+    """The class of a network: the library's, or ours where the library has none (MelHuBERT)."""
+    if name.startswith("MelHubert"):
+        from edgecompress.model import melhubert
+
+        return getattr(melhubert, name)
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def config_of(values: dict[str, Any]) -> Any:
+    """The config object of a ``config.json``; its class may refuse the values in any way it likes."""
+    import transformers
+
+    from edgecompress.model import melhubert  # noqa: F401  importing it makes its model_type known
+
+    return transformers.AutoConfig.for_model(**copy.deepcopy(values))
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -178,10 +197,8 @@ def _library(where: object, hint: str) -> Iterator[None]:
 
 
 def _from_folder(folder: Path, name: str) -> nn.Module:
-    import transformers
-
     with _library(f"{folder}: the weights do not load", "the file is truncated or of another model; download it again"):
-        network, info = getattr(transformers, name).from_pretrained(
+        network, info = network_class(name).from_pretrained(
             str(folder),
             local_files_only=True,
             use_safetensors=True,
@@ -210,7 +227,6 @@ def _from_folder(folder: Path, name: str) -> nn.Module:
 
 def _rebuild(folder: Path, config: dict[str, Any], anatomy: Anatomy, name: str) -> Model:
     """config + edits + safetensors, strictly: every name must be there, with its shape, and no other."""
-    import transformers
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -228,8 +244,8 @@ def _rebuild(folder: Path, config: dict[str, Any], anatomy: Anatomy, name: str) 
             f"{folder / 'edits.json'} does not hold edits: {_line(cause)}", hint="compress the model again"
         ) from cause
     with _library(folder, CONFIG_HINT), torch.device("meta"):
-        settings = transformers.AutoConfig.for_model(**copy.deepcopy(config))
-        network = getattr(transformers, name)._from_config(settings, dtype=torch.float32, attn_implementation="eager")
+        settings = config_of(config)
+        network = network_class(name)._from_config(settings, dtype=torch.float32, attn_implementation="eager")
     origin = Origin(config, _preprocessor(folder), source, extra_files=_carried(folder))
     model = dress(network, anatomy, name, origin, check=False)
     for edit in edits:

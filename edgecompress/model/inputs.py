@@ -1,0 +1,88 @@
+"""Clips of different lengths as one padded batch, and what of it is audio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from edgecompress.model.network import Model
+
+POSITIONS_AT_ONCE = 50  # Whisper's batches grow by seconds, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A padded batch: what :meth:`Model.states` and :meth:`Model.logits` take.
+
+    ``values`` are (batch, samples) for waveform families, (batch, frames, log-mel features) for MelHuBERT, (batch, mel
+    bins, mel frames) for Whisper. ``frames`` and ``samples`` (batch,) say how many encoder frames and how many samples
+    each clip fills; ``length`` is the number of encoder frames, padding included.
+    """
+
+    values: torch.Tensor
+    frames: torch.Tensor
+    samples: torch.Tensor
+    length: int
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(batch, length), True where audio fills the frame."""
+        return torch.arange(self.length, device=self.frames.device) < self.frames[:, None]
+
+    @property
+    def padded(self) -> bool:
+        """Whether any clip is shorter than the batch."""
+        return bool((self.frames < self.length).any() or (self.samples < self.samples.max()).any())
+
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same batch on another device."""
+        return Inputs(self.values.to(device), self.frames.to(device), self.samples.to(device), self.length)
+
+
+def collate(model: Model, clips: Sequence[np.ndarray], positions: int | None = None) -> Inputs:
+    """See :meth:`Model.collate`."""
+    samples = torch.tensor([clip.size for clip in clips])
+    kind = model.anatomy.front_end_kind
+    if kind == "whisper":
+        return _whisper(model, clips, samples, positions)
+    values = [model.features(clip)[0] for clip in clips]
+    padded = nn.utils.rnn.pad_sequence(values, batch_first=True)
+    if kind == "log_mel":
+        return Inputs(padded, torch.tensor([each.shape[0] for each in values]), samples, int(padded.shape[1]))
+    frames = frames_of(model, samples)
+    return Inputs(padded, frames, samples, int(frames.max()))
+
+
+def _whisper(model: Model, clips: Sequence[np.ndarray], samples: torch.Tensor, positions: int | None) -> Inputs:
+    """As many positions as the longest clip fills and one more, so that its last one hears the silence after it."""
+    from edgecompress.model.features import whisper_features
+
+    context = int(model.context_positions or 0)
+    frames = torch.tensor([model.filled_frames(clip) for clip in clips])
+    needed = (int(frames.max()) // POSITIONS_AT_ONCE + 1) * POSITIONS_AT_ONCE
+    length = min(context, needed if positions is None else positions)
+    values = torch.cat([whisper_features(model, clip, length) for clip in clips])
+    return Inputs(values, frames.clamp(max=length), samples, length)
+
+
+def frames_of(model: Model, samples: torch.Tensor) -> torch.Tensor:
+    """How many frames the convolutions of a waveform front end make of so many samples; both (batch,)."""
+    for conv in _front_convolutions(model):
+        samples = steps_of(conv, samples)
+    return samples.clamp(min=0)
+
+
+def _front_convolutions(model: Model) -> Iterator[nn.Conv1d]:
+    for path in model.anatomy.front_end:
+        yield from (part for part in model.base.get_submodule(path).modules() if isinstance(part, nn.Conv1d))
+
+
+def steps_of(conv: nn.Conv1d, length: torch.Tensor) -> torch.Tensor:
+    reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
+    return torch.div(length + 2 * int(conv.padding[0]) - reach, conv.stride[0], rounding_mode="floor") + 1
