@@ -1,4 +1,4 @@
-"""What is on disk: schemas with versions, canonical JSON, content keys, and writes that are whole or absent.
+"""What is on disk: schemas with versions. How it gets there is in ``disk``, whose functions are found here too.
 
 Every folder of a run holds one JSON record; every record is one of the classes below. Numbers are raw (samples,
 counts per clip); whatever they mean is computed when they are read (``stats``, ``report``).
@@ -6,80 +6,21 @@ counts per clip); whatever they mean is computed when they are read (``stats``, 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgecompress.disk import canonical_json as canonical_json
+from edgecompress.disk import content_key as content_key
+from edgecompress.disk import file_sha256 as file_sha256
+from edgecompress.disk import now as now
+from edgecompress.disk import whole_folder as whole_folder
+from edgecompress.disk import write_text as write_text
 from edgecompress.errors import RecordError
 
 RecordT = TypeVar("RecordT", bound="Record")
-
-
-# --- the road to disk ------------------------------------------------------------------------------------------------
-def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def content_key(value: Any) -> str:
-    """12 hex digits that name what went into a cell."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def now() -> str:
-    """This moment in UTC, ISO 8601, seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it: a reader sees the old file, the new one, or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A fresh folder beside ``path`` that becomes ``path`` when the block ends well, and vanishes when it does not.
-
-    A folder already at ``path`` is replaced. What a killed process left beside it (``.<name>.partial-*``) is swept.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    try:
-        yield beside
-        beside.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -161,15 +102,25 @@ class Cost(Part):
 
 
 class Source(Part):
-    """Where a model came from: its folder's name, a hash of its weights and settings, and whether it was trained."""
+    """Where a model came from: its folder's name, a hash of its weights and settings, and whether it was trained.
+
+    ``lineage`` tells how a job made it, where one did: the given model, the techniques in order, the training audio
+    and the seed. It is empty for a model that was there already.
+    """
 
     name: str
     sha256: str
     random_weights: bool = False
+    lineage: dict[str, Any] = {}
 
 
 class Step(Part):
-    """One technique as it was carried out."""
+    """One technique as it was carried out.
+
+    ``training`` sums up what it trained: ``trainings``, ``steps``, ``audio_hours``, ``first_loss`` (of the first),
+    ``last_loss`` (of the last), ``seconds``, ``skipped_steps``; None where it trained nothing. ``rounds`` is what each
+    of its rounds did.
+    """
 
     kind: str
     parameters: dict[str, Any]
@@ -177,6 +128,21 @@ class Step(Part):
     before: Cost
     after: Cost
     notes: list[str] = []
+    training: dict[str, Any] | None = None
+    rounds: list[dict[str, Any]] = []
+
+
+class TrainingAudio(Part):
+    """What a model was trained on: how many clips, a hash of their names and contents, and what was left out.
+
+    ``excluded`` counts recordings that the job keeps for calibration and scores, ``skipped`` those that could not be
+    read.
+    """
+
+    clips: int
+    sha256: str
+    excluded: int = 0
+    skipped: int = 0
 
 
 class Checkpoint(Record):
@@ -190,9 +156,51 @@ class Checkpoint(Record):
     steps: list[Step]
     cost: Cost
     calibration: list[str] = []
+    corpus: TrainingAudio | None = None
     files: dict[str, str] = {}
     tool: str
     versions: dict[str, str] = {}
+
+
+class Progress(Record):
+    """``step.json``: the first steps of a recipe, done. The model as they left it lies beside it."""
+
+    schema_: Literal["edgecompress.progress/1"] = Field("edgecompress.progress/1", alias="schema")
+    steps: list[Step]
+
+
+class RoundProgress(Record):
+    """``rounds.json``: the first rounds of a technique, done. The model as they left it lies beside it.
+
+    ``start`` tells apart what they may have begun with: weights, audio, place in the recipe.
+    """
+
+    schema_: Literal["edgecompress.round-progress/1"] = Field("edgecompress.round-progress/1", alias="schema")
+    technique: dict[str, Any]
+    start: str = ""
+    seed: int
+    round: int
+    notes: list[str]
+    rounds: list[dict[str, Any]]
+    trainings: list[dict[str, Any]]
+
+
+class TrainingState(Record):
+    """``state.json`` beside the weights of a training that may be resumed: how far it is, and what it is.
+
+    ``fingerprint`` names what it depends on, part by part; ``losses`` are (step, loss, learning rate, parts of the loss).
+    """
+
+    schema_: Literal["edgecompress.training-state/1"] = Field("edgecompress.training-state/1", alias="schema")
+    fingerprint: dict[str, str]
+    step: int
+    finished: bool
+    losses: list[tuple[int, float, float, dict[str, float]]]
+    skipped: list[int]
+    audio_seconds: float
+    seconds: float
+    scaler: dict[str, float] = {}
+    files: dict[str, str] = {}
 
 
 class FileRecord(Part):
@@ -343,7 +351,11 @@ class ScoreItem(Part):
 
 
 class Score(Record):
-    """One metric on one task, clip by clip."""
+    """One metric on one task, clip by clip.
+
+    ``level`` tells what was scored: an artifact (or a model in the place of one), a checkpoint in torch whatever it is
+    exported to, or a baseline, which is no model of the run at all.
+    """
 
     schema_: Literal["edgecompress.score/1"] = Field("edgecompress.score/1", alias="schema")
     subject: str
@@ -353,6 +365,7 @@ class Score(Record):
     task: str
     metric: str
     higher_is_better: bool
+    level: Literal["artifact", "checkpoint", "baseline"] = "artifact"
     items: list[ScoreItem]
     skipped: dict[str, str] = {}
     conditions: dict[str, Any] = {}
