@@ -14,13 +14,22 @@ from edgecompress.model import Model, load, save
 from edgecompress.model.layer import ATTENTION_MATRICES, FFN_MATRICES, put
 from edgecompress.model.linear import FactoredLinear, dense_weight
 from edgecompress.techniques import Context, compress
-from edgecompress.techniques.factorize import break_even, by_activations
-from edgecompress.techniques.prune_weights import prunable, smallest
+from edgecompress.techniques.factorize import break_even
+from edgecompress.techniques.prune_weights import prunable
+from edgecompress.techniques.sparsity import smallest
+from edgecompress.techniques.spectra import Spectra
 from edgecompress.techniques.statistics import moments
 from tests.library import assert_same, says
 from tests.models import FAMILIES, HEADS, LAYERS, UNITS, example, noise_clip, tiny
 
 CLIPS = [noise_clip(0.4, seed) for seed in range(3)]
+
+
+def by_activations(model: Model, context: Context, places: Any, rank: int) -> None:
+    """Factor only these matrices, fitted to the calibration audio."""
+    spectra = Spectra.by("activations", model, context, "test", places)
+    for place in spectra.places:
+        spectra.put(model, place, rank)
 
 
 def prunable_count(model: Model) -> int:

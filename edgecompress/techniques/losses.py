@@ -25,7 +25,8 @@ def proxy_loss(model: Model, inputs: torch.Tensor, generator: torch.Generator) -
         logits = model(inputs).logits
         return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), logits.detach().argmax(-1).reshape(-1))
     hidden = model.encode(inputs)
-    return (hidden * torch.randn(hidden.shape, generator=generator)).sum() / hidden.shape[1] ** 0.5
+    direction = torch.randn(hidden.shape, generator=generator).to(hidden.device)
+    return (hidden * direction).sum() / hidden.shape[1] ** 0.5
 
 
 def _transcript_loss(model: Model, inputs: torch.Tensor) -> torch.Tensor:

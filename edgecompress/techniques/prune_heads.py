@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from edgecompress.techniques.scored import ScoredPruning, choose, fold_mean
+from edgecompress.techniques.scored import ScoredPruning, make_up, without
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgecompress.model import Model
     from edgecompress.model.layer import Layer
     from edgecompress.techniques import Context
+    from edgecompress.techniques.scored import Parts
     from edgecompress.techniques.statistics import Moments
 
 
@@ -27,34 +28,43 @@ class PruneHeads(ScoredPruning):
     ``activation``, the variance of what the head adds to its layer on calibration audio, with the mean of what
     is removed folded into the output bias. ``scope = "layer"`` takes the same share from every layer;
     ``"global"`` ranks all heads of the model, normalised by layer, and keeps the best head of each layer.
-    A layer that loses all heads keeps its output bias.
+    A layer that loses all heads keeps its output bias. A head has its original number in every round and every record:
+    ``rounds = [0.25, 0.5]`` with a ``recovery`` takes 72 heads to 54, lets the model recover, and takes them to 36.
     """
 
     kind: ClassVar[str] = "prune_heads"
+    noun: ClassVar[str] = "heads"
 
-    def apply(self, model: Model, context: Context) -> None:
+    def parts(self, model: Model) -> dict[int, tuple[int, ...]]:
+        return {layer.number: tuple(layer.heads) for layer in model.layers if layer.heads}
+
+    def look(self, model: Model, context: Context) -> dict[tuple[int, str], Moments]:
         from edgecompress.techniques.statistics import moments
 
-        layers = [layer for layer in model.layers if layer.heads]
-        needs_moments = self.compensates or self.score == "activation"
-        targets = [(layer, "out_proj") for layer in layers] if needs_moments else []
-        seen = moments(model, context, self.kind, targets) if targets else {}
-        scores = head_scores(model, layers, self.score, context, seen)
-        for layer, removed in choose(layers, scores, self.ratio, self.scope).items():
-            if self.compensates:
-                fold_mean(
-                    layer,
-                    "out_proj",
-                    [i for place in removed for i in _columns(layer, place)],
-                    seen[layer.number, "out_proj"].mean,
-                )
-            gone = {layer.heads[place] for place in removed}
-            model.keep_heads(layer.number, [head for head in layer.heads if head not in gone])
+        if self.compensation is None and self.score not in ("activation", "reconstruction"):
+            return {}
+        return moments(model, context, self.kind, [(layer, "out_proj") for layer in _with_heads(model)])
+
+    def scores(self, model: Model, context: Context, seen: dict[tuple[int, str], Moments]) -> dict[int, torch.Tensor]:
+        return head_scores(model, _with_heads(model), self.score, context, seen)
+
+    def make_up(self, model: Model, gone: Parts, seen: dict[tuple[int, str], Moments]) -> None:
+        if self.compensation is None:
+            return
+        for number, heads in gone.items():
+            layer = model.layer(number)
+            width = layer.attention.head_dim
+            places = [layer.heads.index(head) for head in heads]
+            columns = [place * width + i for place in places for i in range(width)]
+            make_up(layer, "out_proj", columns, seen[number, "out_proj"], self.compensation)
+
+    def cut(self, model: Model, gone: Parts) -> None:
+        for number, heads in gone.items():
+            model.keep_heads(number, without(model.layer(number).heads, heads))
 
 
-def _columns(layer: Layer, place: int) -> range:
-    width = layer.attention.head_dim
-    return range(place * width, (place + 1) * width)
+def _with_heads(model: Model) -> list[Layer]:
+    return [layer for layer in model.layers if layer.heads]
 
 
 def head_scores(
@@ -64,8 +74,14 @@ def head_scores(
     import torch
 
     from edgecompress.model.linear import bias_of, dense_weight
+    from edgecompress.techniques.compensation import reconstruction
     from edgecompress.techniques.statistics import first_order
 
+    if score == "reconstruction":
+        return {
+            layer.number: reconstruction(layer, "out_proj", layer.attention.head_dim, seen[layer.number, "out_proj"])
+            for layer in layers
+        }
     if score == "first_order":
         raw = first_order(
             model, context, PruneHeads.kind, "out_proj", layers, layers[0].attention.head_dim if layers else 1

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from edgecompress.techniques.passes import passes
+
 if TYPE_CHECKING:
     from edgecompress.model import Model
     from edgecompress.model.layer import Layer
@@ -111,10 +113,7 @@ def moments(
             module.register_forward_hook(after(seen)) if outputs else module.register_forward_pre_hook(before(seen))
         )
     with hooked(hooks):
-        start = 0
-        for inputs in model.batches(clips):
-            filled[:] = [model.filled_frames(clip) for clip in clips[start : start + inputs.shape[0]]]
-            start += inputs.shape[0]
+        for inputs, filled[:] in passes(model, clips):
             model.encode(inputs)
     return gathered
 
