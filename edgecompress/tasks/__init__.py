@@ -41,6 +41,7 @@ class Subject:
     model: Model
     run: Callable[[torch.Tensor], torch.Tensor]
     batch_size: int = 8
+    takes: str | None = None  # the form of an exported file, where what it is fed is not the encoder's own input
     _outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     _texts: dict[str, str] = field(default_factory=dict)
 
@@ -51,7 +52,7 @@ class Subject:
         missing = [clip for clip in clips if clip.name not in self._outputs]
         done = 0
         with torch.no_grad():
-            for inputs in self.model.batches([clip.samples for clip in missing], size=self.batch_size):
+            for inputs in self.model.batches([clip.samples for clip in missing], self.batch_size, self.takes):
                 answer = self.run(inputs)
                 for row in range(inputs.shape[0]):
                     self._outputs[missing[done].name] = answer[row : row + 1].clone()
@@ -78,9 +79,9 @@ class Subject:
 
 def in_torch(model: Model) -> Subject:
     """A model scored as it is, in torch."""
-    from edgecompress.model.forms import exportable
+    from edgecompress.model.forms import encoder_form
 
-    return Subject(model, exportable(model))
+    return Subject(model, encoder_form(model))
 
 
 def of_runner(
@@ -92,10 +93,12 @@ def of_runner(
     """
     import torch
 
+    from edgecompress.model.forms import form_by_input
+
     def run(inputs: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(runner({takes: inputs.numpy()})[gives])
 
-    return Subject(model, run)
+    return Subject(model, run, takes=form_by_input(model, takes).takes)
 
 
 @dataclass(frozen=True)
