@@ -65,8 +65,13 @@ def build(faults: Faults, kind: type[T], table: Any, where: str, *, also: Collec
     return None if unknown else value
 
 
-def step_of(faults: Faults, group: str, table: dict[str, Any], where: str, *, key: str) -> Any:
-    """The technique or task (``group`` of plug-ins) that a table names by ``key``, or None with its faults noted."""
+def step_of(
+    faults: Faults, group: str, table: dict[str, Any], where: str, *, key: str, also: Collection[str] = ()
+) -> Any:
+    """The technique or task (``group`` of plug-ins) that a table names by ``key``, or None with its faults noted.
+
+    ``also`` are keys that are read elsewhere, as in ``build``.
+    """
     name = table.get(key)
     if not isinstance(name, str):
         faults.add(where, f"no {key!r}", f"{key} is one of {', '.join(plugins.names(group))}")
@@ -76,7 +81,8 @@ def step_of(faults: Faults, group: str, table: dict[str, Any], where: str, *, ke
     except PluginNotFound as unknown:
         faults.add(where, unknown.message, unknown.hint)
         return None
-    return build(faults, kind, {k: v for k, v in table.items() if k != key}, f"{where} ({name})".strip())
+    given = {k: v for k, v in table.items() if k != key and k not in also}
+    return build(faults, kind, given, f"{where} ({name})".strip(), also=also)
 
 
 def field_names(kind: Any) -> list[str]:
@@ -93,6 +99,8 @@ def _note(faults: Faults, where: str, error: Any, fields: list[str], misspelt: b
         if not misspelt:
             faults.add(where, f"no {key!r}", f"fields are {', '.join(fields)}")
         return
+    if error["type"] == "value_error" and not key and misspelt:
+        return  # "give one of": without the misspelt key the table as a whole is not what was meant
     if error["type"] == "extra_forbidden":
         faults.add(where, f"no field {key!r}", f"leave {key!r} out")
         return

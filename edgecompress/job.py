@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, model_validator
 
 DENSE = "dense"
+LOG_MEL = "log-mel"  # what the rows of baselines are called: features without an encoder,
+UNTRAINED = "untrained"  # and the model as it was before anything trained it
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Positive = Annotated[int, Field(ge=1)]
@@ -83,11 +86,35 @@ class AudioSource(Table):
         return self
 
 
+class TrainingSource(Table):
+    """Audio to train on: a folder, or a manifest in it and which of its rows; ``limit`` takes so many, by ``seed``.
+
+    ``exclude`` names files or folders of files (paths below ``folder``). What ``[audio]`` calibrates or scores is never
+    trained on, whatever is asked for here.
+    """
+
+    folder: str
+    manifest: str | None = None
+    datasets: tuple[str, ...] = ()
+    split: str | None = None
+    exclude: tuple[str, ...] = ()
+    limit: Annotated[int | None, Field(ge=1)] = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingSource:
+        for name in ("datasets", "split"):
+            if getattr(self, name) and self.manifest is None:
+                raise ValueError(f"{name} needs manifest")
+        return self
+
+
 class Export(Table):
-    """One format at one or more precisions."""
+    """One format at one or more precisions; ``input`` chooses between waveform and features where a family has both."""
 
     format: str
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] = ("fp32",)
+    input: Literal["waveform", "features"] | None = None
 
     @model_validator(mode="after")
     def _once(self) -> Export:
@@ -125,6 +152,11 @@ def describe(step: Any) -> dict[str, Any]:
     return {"kind": type(step).kind, **TypeAdapter(type(step)).dump_python(step, mode="json")}
 
 
+def scores_checkpoints(task: Any) -> bool:
+    """Whether a task scores checkpoints in torch on data of its own, rather than artifacts on the job's clips."""
+    return getattr(task, "subject", "artifact") == "checkpoint"
+
+
 def _tables(steps: tuple[Any, ...]) -> list[dict[str, Any]]:
     return [describe(step) for step in steps]
 
@@ -136,6 +168,8 @@ def _recipes(recipes: tuple[Recipe, ...]) -> list[dict[str, Any]]:
 class Job(BaseModel):
     """All that ``run`` is asked to do. ``recipes`` begins with ``dense``, the untouched model: the reference.
 
+    ``source_techniques`` make that model out of what ``model`` names, before anything else.
+    ``score_recipes`` says of each of ``scores`` which recipes (and baselines) it is limited to; none means all.
     ``file`` is where it was read from; ``model_dump(mode="json")`` is the job without it, as data.
     """
 
@@ -145,9 +179,20 @@ class Job(BaseModel):
     output: str
     seed: int = 0
     model: ModelSource
+    source_techniques: Annotated[tuple[Any, ...], PlainSerializer(_tables)] = ()
     audio: AudioSource | None = None
+    training: TrainingSource | None = None
     recipes: Annotated[tuple[Recipe, ...], PlainSerializer(_recipes)] = (Recipe(DENSE),)
     exports: tuple[Export, ...] = ()
     scores: Annotated[tuple[Any, ...], PlainSerializer(_tables)] = ()
+    score_recipes: tuple[tuple[str, ...], ...] = ()
     measure: Measure | None = None
     file: Annotated[Path, Field(exclude=True)] = Path("job.toml")
+
+    def wanted_scores(self) -> list[tuple[Any, Callable[[str], bool]]]:
+        """Each task, and whether a recipe or a baseline of that name is to be scored by it."""
+        limits = [*self.score_recipes, *[()] * (len(self.scores) - len(self.score_recipes))]
+        return [
+            (task, lambda name, only=only: not only or name in only)
+            for task, only in zip(self.scores, limits, strict=True)
+        ]

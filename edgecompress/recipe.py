@@ -13,7 +13,22 @@ from typing import Any
 from edgecompress import plugins
 from edgecompress.errors import RecipeError
 from edgecompress.faults import Faults, build, step_of
-from edgecompress.job import DENSE, AudioSource, Export, Job, Measure, ModelSource, Name, Recipe, Table, describe
+from edgecompress.job import (
+    DENSE,
+    LOG_MEL,
+    UNTRAINED,
+    AudioSource,
+    Export,
+    Job,
+    Measure,
+    ModelSource,
+    Name,
+    Recipe,
+    Table,
+    TrainingSource,
+    describe,
+    scores_checkpoints,
+)
 
 __all__ = ["DENSE", "Job", "Recipe", "describe", "read_job", "read_recipe"]
 
@@ -30,7 +45,7 @@ class _RecipeHead(Table):
     name: Name
 
 
-_TABLES = ("model", "audio", "recipe", "export", "score", "measure")
+_TABLES = ("model", "audio", "training", "recipe", "export", "score", "measure")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -56,25 +71,24 @@ def read_job(path: Path, devices: Collection[str] | None = None) -> Job:
     data = read_toml(path)
     faults = Faults(path.name)
     head = build(faults, _Head, {k: v for k, v in data.items() if k not in _TABLES}, "", also=_TABLES)
-    model = build(faults, ModelSource, data.get("model", {}), "[model]")
+    model, source_steps = _model(faults, data.get("model", {}))
     audio = build(faults, AudioSource, data["audio"], "[audio]") if "audio" in data else None
+    training = build(faults, TrainingSource, data["training"], "[training]") if "training" in data else None
     measure = build(faults, Measure, data["measure"], "[measure]") if "measure" in data else None
     recipes = _job_recipes(faults, faults.tables(data, "recipe"))
     exports = [
         build(faults, Export, table, f"export {number}")
         for number, table in enumerate(faults.tables(data, "export"), 1)
     ]
-    scores = [
-        step_of(faults, "tasks", table, f"score {number}", key="task")
-        for number, table in enumerate(faults.tables(data, "score"), 1)
-    ]
+    scores, limits = _scores(faults, faults.tables(data, "score"), [recipe.name for recipe in recipes])
     _check_names(faults, [e for e in exports if e], measure, devices)
-    _check_needs(faults, data, audio)
+    _check_needs(faults, data, audio, [task for task in scores if task])
     faults.raise_if_any()
     assert head is not None and model is not None
     return Job(
-        **head.model_dump(), model=model, audio=audio, measure=measure, file=path,
-        recipes=(Recipe(DENSE), *recipes), exports=tuple(exports), scores=tuple(scores),
+        **head.model_dump(), model=model, audio=audio, training=training, measure=measure, file=path,
+        source_techniques=source_steps, recipes=(Recipe(DENSE), *recipes), exports=tuple(exports), scores=tuple(scores),
+        score_recipes=limits if any(limits) else (),
     )  # fmt: skip
 
 
@@ -100,9 +114,23 @@ def _recipe(faults: Faults, data: dict[str, Any], where: str) -> Recipe | None:
     tables = faults.tables(data, "technique", where)
     if not tables:
         faults.add(where, "no techniques", "add a [[technique]] table with a kind")
-    prefix = f"{where}: " if where else ""
-    steps = [step_of(faults, "techniques", table, f"{prefix}step {n}", key="kind") for n, table in enumerate(tables, 1)]
-    return Recipe(head.name, tuple(steps)) if head else None
+    steps = _techniques(faults, tables, f"{where}: " if where else "")
+    return Recipe(head.name, steps) if head else None
+
+
+def _techniques(faults: Faults, tables: list[dict[str, Any]], prefix: str) -> tuple[Any, ...]:
+    """The techniques of ``[[technique]]`` tables; None stands for one whose faults are noted."""
+    named = [(f"{prefix}step {number}", table) for number, table in enumerate(tables, 1)]
+    return tuple(step_of(faults, "techniques", table, where, key="kind") for where, table in named)
+
+
+def _model(faults: Faults, data: Any) -> tuple[ModelSource | None, tuple[Any, ...]]:
+    """The table ``[model]`` and the ``[[model.technique]]`` in it, which make the source model out of what it names."""
+    if not isinstance(data, dict):
+        return build(faults, ModelSource, data, "[model]"), ()
+    given = {key: value for key, value in data.items() if key != "technique"}
+    model = build(faults, ModelSource, given, "[model]", also=("technique",))
+    return model, _techniques(faults, faults.tables(data, "technique", "[model]"), "[model]: ")
 
 
 def _job_recipes(faults: Faults, tables: list[dict[str, Any]]) -> list[Recipe]:
@@ -120,6 +148,24 @@ def _job_recipes(faults: Faults, tables: list[dict[str, Any]]) -> list[Recipe]:
             seen.add(recipe.name)
             recipes.append(recipe)
     return recipes
+
+
+def _scores(
+    faults: Faults, tables: list[dict[str, Any]], recipes: list[str]
+) -> tuple[list[Any], tuple[tuple[str, ...], ...]]:
+    """The tasks, and the recipes (baselines among them) that each one's key ``recipes`` limits it to; () means all."""
+    known = [DENSE, *recipes, LOG_MEL, UNTRAINED]
+    tasks, limits = [], []
+    for number, table in enumerate(tables, 1):
+        tasks.append(step_of(faults, "tasks", table, f"score {number}", key="task", also=("recipes",)))
+        only = table.get("recipes")
+        if only is not None and not (isinstance(only, list) and only and all(isinstance(name, str) for name in only)):
+            faults.add(f"score {number}", f"recipes: not a list of names (it is {only!r})", "leave it out to score all")
+            only = None
+        for name in [name for name in only or () if name not in known]:
+            faults.add(f"score {number}", f"recipes: no recipe is called {name!r}", plugins.nearest(name, known))
+        limits.append(tuple(only or ()))
+    return tasks, tuple(limits)
 
 
 def _check_names(
@@ -144,11 +190,12 @@ def _check_names(
             )
 
 
-def _check_needs(faults: Faults, data: dict[str, Any], audio: AudioSource | None) -> None:
-    """What one table needs of another."""
-    if data.get("score") and "audio" not in data:
+def _check_needs(faults: Faults, data: dict[str, Any], audio: AudioSource | None, tasks: list[Any]) -> None:
+    """What one table needs of another. A task that scores checkpoints has data of its own, and needs no clips."""
+    wants_clips = not all(scores_checkpoints(task) for task in tasks)
+    if wants_clips and "audio" not in data:
         faults.add("", "[[score]] needs clips, and there is no [audio]", "add [audio] with a folder or synthetic clips")
-    if data.get("score") and audio is not None and audio.evaluation == 0:
+    if wants_clips and audio is not None and audio.evaluation == 0:
         faults.add(
             "[audio]", "[[score]] needs clips, and evaluation is 0", "set evaluation to the number of clips to score"
         )

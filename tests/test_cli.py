@@ -15,7 +15,7 @@ from edgecompress import cli, doctor
 from edgecompress.cli import models, say
 from tests.calling import Call
 
-COMMANDS = ["inspect", "compress", "export", "score", "bench", "report", "run", "device", "list", "doctor"]
+COMMANDS = ["inspect", "compress", "export", "score", "analyze", "bench", "report", "run", "device", "list", "doctor"]
 
 
 def test_help_names_every_command(call: Call) -> None:
@@ -57,7 +57,7 @@ def test_techniques_are_listed_with_their_help_and_fields(call: Call) -> None:
     answer = call("list", "techniques")
     assert "prune_heads\n    Remove the attention heads that matter least" in answer.out
     listed = {row["name"]: row for row in json.loads(call("list", "techniques", "--json").out)}
-    assert {"name": "ratio", "type": "float", "default": None} in listed["prune_heads"]["fields"]
+    assert {"name": "ratio", "type": "Rate | None", "default": "None"} in listed["prune_heads"]["fields"]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,15 @@ def _fields(kind: type) -> list[dict[str, Any]]:
 def _spelt(annotation: object) -> str:
     """An annotation without what is for pydantic: ``Annotated[float, Field(...)]`` is ``float``."""
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    return text.removeprefix("Annotated[").split(", Field(")[0] if text.startswith("Annotated[") else text
+    while (start := text.find("Annotated[")) >= 0:
+        at = first = start + len("Annotated[")
+        comma, depth = 0, 1
+        while at < len(text) and depth:
+            depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(text[at], 0)
+            comma = comma or (at if text[at] == "," and depth == 1 else 0)
+            at += 1
+        text = text[:start] + text[first : comma or at - 1] + text[at:]
+    return text
 
 
 def _families() -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from edgecompress.audio import Clips
     from edgecompress.model import Model
+    from edgecompress.pipeline.corpus import Chosen
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Audio = Annotated[Path | None, typer.Option(help="Folder of recordings, or a manifest.csv beside them.")]
@@ -73,6 +74,11 @@ def compress(
     audio: Audio = None,
     dataset: Dataset = None,
     clips: Annotated[int, typer.Option(help="How many recordings calibrate, at most.")] = 40,
+    train_audio: Annotated[
+        Path | None, typer.Option(help="Folder of recordings to train on, or a manifest.csv beside them.")
+    ] = None,
+    train_dataset: Annotated[list[str] | None, typer.Option(help="Only these datasets of that manifest.")] = None,
+    train_split: Annotated[str | None, typer.Option(help="Only this split of that manifest, e.g. train.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Apply a recipe to a model and write the checkpoint."""
@@ -83,9 +89,16 @@ def compress(
     asked = read_recipe(recipe)
     folder = say.free_folder(output, "checkpoint.json")
     calibration = _read(audio, dataset, clips, seed) if audio else None
+    chosen = _to_train_on(train_audio, train_dataset or [], train_split)
     with say.working(f"loading {model}") as progress:
         source = _load(model)
-        record = pipeline.write_checkpoint(source, asked, folder, clips=calibration, seed=seed, progress=progress)
+        corpus = chosen.read() if chosen else None
+        record = pipeline.write_checkpoint(
+            source, asked, folder, clips=calibration, seed=seed, progress=progress,
+            corpus=corpus, audio=chosen.record(corpus) if chosen and corpus else None,
+        )  # fmt: skip
+    if corpus:
+        say.skipped(corpus.skipped)
     for step in record.steps:
         before, after = step.before.parameters.nonzero, step.after.parameters.nonzero
         say.note(f"{step.kind}: {before:,} -> {after:,} parameters that are not zero, {step.seconds:.1f} s")
@@ -140,18 +153,24 @@ def score(
     """Score a checkpoint or an artifact on audio."""
     from edgecompress import stats
     from edgecompress.cli import say, scoring
+    from edgecompress.job import scores_checkpoints
 
     asked = scoring.task(task)
-    recordings = scoring.unseen(target, _read(audio, dataset, None, seed), clips)
     folder = audio if audio.is_dir() else audio.parent
-    with say.working(f"scoring {target}") as progress:
-        record = scoring.score(target, asked, recordings, folder, source, progress)
+    if scores_checkpoints(asked):
+        with say.working(f"scoring {target}") as progress:
+            record = scoring.score_checkpoint(target, asked, folder, progress)
+    else:
+        recordings = scoring.unseen(target, _read(audio, dataset, None, seed), clips)
+        with say.working(f"scoring {target}") as progress:
+            record = scoring.score(target, asked, recordings, folder, source, progress)
     if output is not None:
         record.write(output)
     if json:
         say.as_json(record.model_dump(by_alias=True, mode="json"))
         return
-    found = stats.score([item.numerator for item in record.items], [item.denominator for item in record.items])
+    groups = [str(item.detail.get("group") or "") for item in record.items]
+    found = stats.score([item.numerator for item in record.items], [item.denominator for item in record.items], groups)
     interval = f" [{found.low:.4f}, {found.high:.4f}]" if found and found.low is not None else ""
     say.table(
         ("metric", "value", "clips"),
@@ -160,6 +179,28 @@ def score(
     say.skipped(record.skipped)
     if output is not None:
         print(output)
+
+
+def _to_train_on(audio: Path | None, datasets: list[str], split: str | None) -> Chosen | None:
+    """The files to train on, not yet read."""
+    from edgecompress import pipeline
+    from edgecompress.errors import RecipeError
+    from edgecompress.job import TrainingSource
+
+    if audio is None:
+        if datasets or split:
+            raise RecipeError(
+                "--train-dataset and --train-split choose from --train-audio, which is not given",
+                hint="add --train-audio with a manifest.csv",
+            )
+        return None
+    in_manifest = audio.is_file() or bool(datasets or split)
+    folder, manifest = (audio.parent, audio.name) if audio.is_file() else (audio, "manifest.csv")
+    return pipeline.choose(
+        TrainingSource(
+            folder=str(folder), manifest=manifest if in_manifest else None, datasets=tuple(datasets), split=split
+        )
+    )
 
 
 def _load(path: str) -> Model:

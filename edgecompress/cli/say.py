@@ -13,7 +13,11 @@ from typing import Any
 
 from edgecompress.errors import RecordError
 
-FAILED = "failed: "  # how the pipeline begins to tell of a cell that could not be filled
+LASTING = (
+    "failed: ",
+    "done: ",
+)  # how the pipeline begins to tell of a cell that failed, and of a training that is over
+SELDOM_S = (5.0, 60.0)  # lines of one kind come so often at first, and no seldomer than that later
 
 
 def as_json(value: Any) -> None:
@@ -44,7 +48,7 @@ def working(first: str) -> Iterator[Callable[[str], None]]:
     with console.status(escape(first)) as status:
 
         def tell(text: str) -> None:
-            if text.startswith(FAILED):
+            if text.startswith(LASTING):
                 console.print(escape(printable(text)))
             else:
                 status.update(escape(printable(text)))
@@ -52,18 +56,23 @@ def working(first: str) -> Iterator[Callable[[str], None]]:
         yield tell
 
 
-def _seldom(first: str) -> Callable[[str], None]:
-    """Notes a text of a new kind at once, and one that differs from earlier ones by its numbers every five seconds."""
-    kinds: set[str] = set()
-    told_at = 0.0
+def _seldom(first: str, clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
+    """Notes a text of a new kind at once, and one that differs from earlier ones by its numbers now and then.
+
+    That is every five seconds at first and later once a tenth of the time that this kind has been told, up to a minute:
+    a training of an hour leaves some 70 lines.
+    """
+    since: dict[str, float] = {}
+    told_at = clock()
 
     def tell(text: str) -> None:
         nonlocal told_at
-        kind = re.sub(r"\d+", "", text)
-        if kind in kinds and time.monotonic() - told_at < 5:
+        kind, now = re.sub(r"\d[\d.,]*(e[+-]?\d+)?( ?(s|min|h)\b)?|\s", "", text), clock()
+        gap = min(max(SELDOM_S[0], 0.1 * (now - since.get(kind, now))), SELDOM_S[1])
+        if kind in since and now - told_at < gap and not text.startswith(LASTING):
             return
-        kinds.add(kind)
-        told_at = time.monotonic()
+        since.setdefault(kind, now)
+        told_at = now
         note(text)
 
     tell(first)

@@ -84,6 +84,24 @@ def score(
     return record.model_copy(update={"recipe": recipe})
 
 
+def score_checkpoint(target: str, asked: Any, folder: Path, progress: Callable[[str], None]) -> Score:
+    """Score a checkpoint by a task that scores only these, on the recordings that it finds in ``folder``.
+
+    Raises:
+        ModelError: the target is an artifact.
+    """
+    from edgecompress import model as models
+    from edgecompress import pipeline
+
+    place = Path(target)
+    if (place / "artifact.json").is_file():
+        raise ModelError(f"{asked.kind} scores checkpoints, and {place} is an artifact", hint="give its checkpoint")
+    record = place / "checkpoint.json"
+    recipe = Checkpoint.read(record).recipe if record.is_file() else DENSE
+    result = asked.score_model(models.load(target), str(folder), progress)
+    return pipeline.record_of(asked, result, place.resolve().name, recipe)
+
+
 def _checkpoint(path: str, source: str | None) -> tuple[Subject, Subject, str]:
     """A model in torch, its source, and the recipe's name."""
     from edgecompress import model as models

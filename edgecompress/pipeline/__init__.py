@@ -12,20 +12,15 @@ from pathlib import Path
 
 from edgecompress.job import Job
 from edgecompress.paths import expand
-from edgecompress.pipeline.cells import (
-    TOOL,
-    artifacts_of,
-    checkpoint_of,
-    measure_all,
-    score,
-    score_all,
-    subject_of_artifact,
-    write_checkpoint,
-)
+from edgecompress.pipeline.cells import artifacts_of, measure_all
+from edgecompress.pipeline.checkpoints import TOOL, checkpoint_of, make_source, write_checkpoint
+from edgecompress.pipeline.corpus import choose
+from edgecompress.pipeline.scores import record_of, score, score_all, score_checkpoints, subject_of_artifact
 from edgecompress.pipeline.state import Say, State, only_run, read_clips
+from edgecompress.pipeline.steps import sweep
 from edgecompress.records import Run
 
-__all__ = ["RunResult", "read_clips", "run", "score", "subject_of_artifact", "write_checkpoint"]
+__all__ = ["RunResult", "choose", "read_clips", "record_of", "run", "score", "subject_of_artifact", "write_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +48,21 @@ def run(job: Job, progress: Say | None = None) -> RunResult:
     state.say(
         f"{len(state.clips[0])} clips calibrate, {len(state.clips[1])} are scored, {len(state.clips[0].skipped)} were skipped"
     )
+    if state.chosen is not None:
+        left_out = f"{state.chosen.excluded} that calibrate or are scored are left out"
+        state.say(f"{len(state.chosen.entries)} recordings to train on, {left_out}")
     with only_run(state.folder):
         record.write(state.folder / "run.json")
-        checkpoints = [checkpoint_of(state, recipe) for recipe in job.recipes]
-        made = [one for checkpoint in checkpoints if checkpoint for one in artifacts_of(state, checkpoint)]
+        make_source(state)
+        checkpoints = [folder for recipe in job.recipes if (folder := checkpoint_of(state, recipe))]
+        score_checkpoints(state, checkpoints)
+        made = [one for checkpoint in checkpoints for one in artifacts_of(state, checkpoint)]
         for one in made:
             score_all(state, one)
         measure_all(state, made)
         state.sweep_failures()
+        if not state.failed:
+            sweep(state.folder)
         record.model_copy(update={"cells": sorted(state.cells)}).write(state.folder / "run.json")
         state.say("writing the report")
         return RunResult(report.write(state.folder), state.filled, state.skipped, state.failed)

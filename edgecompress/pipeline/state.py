@@ -9,10 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress import records, sources
+from edgecompress import records
 from edgecompress.errors import Busy, EdgeCompressError
 from edgecompress.job import AudioSource, Job
-from edgecompress.paths import existing, expand
+from edgecompress.paths import existing
+from edgecompress.pipeline.corpus import Chosen, choose
+from edgecompress.pipeline.places import given_model, given_source
+from edgecompress.pipeline.steps import Ingredients, made_source
 from edgecompress.records import Failure, Source
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from edgecompress.model import Model
     from edgecompress.session import Plan
     from edgecompress.tasks import Subject
+    from edgecompress.training.data import Corpus
 
 Say = Callable[[str], None]
 
@@ -38,25 +42,66 @@ class State:
     cells: list[str] = field(default_factory=list)
 
     @cached_property
+    def given(self) -> Source:
+        """Who the model is that the job names, from its files."""
+        return given_source(self.job)
+
+    @cached_property
+    def given_model(self) -> Model:
+        """That model, loaded."""
+        self.say(f"loading {self.given.name}")
+        return given_model(self.job, self.given)
+
+    @cached_property
     def source(self) -> Source:
-        """Who the source model is, from its files."""
-        given = self.job.model
-        if given.random is not None:
-            config = sources.read_json(self.job.file.parent / given.random.config)
-            return sources.of_random(config, given.random.seed, f"random {config.get('model_type', 'model')}")
-        return sources.of_folder(_model_folder(given.path or ""))
+        """Who the source model is: the given one, or what the job makes of it first."""
+        steps = self.job.source_techniques
+        return made_source(self.of_given, steps) if steps else self.given
+
+    @property
+    def source_folder(self) -> Path | None:
+        """Where the source model lies that the job makes; None where it takes the given one."""
+        steps = self.job.source_techniques
+        return self.folder / f"source-{self.of_given.key(steps)}" if steps else None
 
     @cached_property
     def source_model(self) -> Model:
-        """The source model, loaded."""
+        """The source model, loaded (and made already, where the job makes it)."""
+        if self.source_folder is None:
+            return self.given_model
         from edgecompress import model
 
-        self.say(f"loading {self.source.name}")
-        given = self.job.model
-        if given.random is None:
-            return model.load(_model_folder(given.path or ""))
-        config = sources.read_json(self.job.file.parent / given.random.config)
-        return model.from_config_values(config, seed=given.random.seed, source=self.source)
+        return model.load(self.source_folder)
+
+    @cached_property
+    def of_given(self) -> Ingredients:
+        """What goes into a source model that is made."""
+        return Ingredients(self.given, self.job.seed, self.clips[0], self.chosen)
+
+    @cached_property
+    def of_source(self) -> Ingredients:
+        """What goes into every recipe's model."""
+        return Ingredients(self.source, self.job.seed, self.clips[0], self.chosen)
+
+    @cached_property
+    def chosen(self) -> Chosen | None:
+        """The audio to train on, not yet read: never what calibrates or is scored."""
+        if self.job.training is None:
+            return None
+        folder = Path(self.audio_folder) if self.audio_folder else None
+        kept = [folder / clip.name for clips in self.clips for clip in clips] if folder else []
+        return choose(self.job.training, kept)
+
+    @cached_property
+    def corpus(self) -> Corpus | None:
+        """The audio to train on."""
+        if self.chosen is None:
+            return None
+        self.say(f"reading {len(self.chosen.entries)} recordings to train on")
+        corpus = self.chosen.read()
+        if corpus.skipped:
+            self.say(f"{len(corpus.skipped)} of them cannot be used and were skipped")
+        return corpus
 
     @cached_property
     def source_subject(self) -> Subject:
@@ -185,13 +230,3 @@ def read_clips(audio: AudioSource | None) -> tuple[Clips, Clips]:
     else:
         made = room.read_folder(existing(audio.folder or "", "audio folder"), limit=wanted)
     return room.split(made, calibration=audio.calibration, evaluation=audio.evaluation)
-
-
-def _model_folder(text: str) -> Path:
-    """A model's folder on this machine; a hub id is fetched first."""
-    path = expand(text)
-    if path.is_dir() or "${" in text or not sources.is_hub_id(text):
-        return existing(text, "model folder")
-    from edgecompress.model.storage import find_folder
-
-    return find_folder(text)

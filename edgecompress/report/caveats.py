@@ -50,6 +50,7 @@ TITLES = {
     "twice": "A recipe was made more than once",
     "unreadable": "Files that could not be read",
     "skipped": "Clips that were skipped",
+    "heard": "Scored on recordings whose sound the model was trained on",
     "torch-score": "Scores from torch shown for an exported model",
 }
 

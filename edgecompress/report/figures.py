@@ -6,6 +6,7 @@ Nothing here imports plotly; a figure is a JSON value. All text in it is escaped
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,9 @@ COLOURS = {
     "drop_layers": "#D55E00",
     "trim_context": "#4C78C8",
     "combination": "#9467BD",
+    "prune_jointly": "#C44E52",
+    "prune_front_end": "#B8860B",
+    "distill": "#2A9D8F",
 }
 OTHER_COLOURS = ("#8C6D31", "#7F9F2F", "#B5546B", "#4AA3A2", "#A0A0A0")
 SYMBOLS = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
@@ -85,10 +89,10 @@ def _of_conditions(here: list[Row], conditions: str, metrics: list[Metric], pale
     latency = Axis(
         "median latency of one inference, ms", {id(row): _scaled(row.timing.latency, 1e3) for row in here if row.timing}
     )
-    macs = Axis("GMAC of one inference", {id(row): _exact(row.macs / 1e9) for row in here if row.macs})
+    macs = Axis("GMAC of one inference", {id(row): exact(row.macs / 1e9) for row in here if row.macs})
     nonzero = Axis(
         "non-zero parameters, millions",
-        {id(row): _exact(row.cost.parameters.nonzero / 1e6) for row in here if row.cost},
+        {id(row): exact(row.cost.parameters.nonzero / 1e6) for row in here if row.cost},
     )
     drawn = []
     for title, cost in (
@@ -97,7 +101,7 @@ def _of_conditions(here: list[Row], conditions: str, metrics: list[Metric], pale
     ):
         costed = [row for row in here if id(row) in cost.values]
         if costed:
-            figure = _figure(
+            figure = draw(
                 title, f"{_caption(costed)} Dotted: as fast per unit as dense.", costed, cost, latency, palette
             )
             figure.data.insert(0, _proportional(costed, cost, latency))
@@ -120,12 +124,13 @@ def _score_figure(metric: Metric, scored: list[Row], latency: Axis, palette: dic
     marked, name = front(scored, metric), metric_name(metric)
     clips = max(row.scores[metric].estimate.n for row in scored)
     caption = f"{_caption(scored)} Scores over {clips} clips. Line and rings: the Pareto front."
-    figure = _figure(f"{name[:1].upper()}{name[1:]} against latency", caption, scored, latency, score, palette, marked)
+    figure = draw(f"{name[:1].upper()}{name[1:]} against latency", caption, scored, latency, score, palette, marked)
     figure.data.insert(0, _front_line([row for row in scored if id(row) in marked], latency, score))
     return figure
 
 
-def _exact(value: float) -> Estimate:
+def exact(value: float) -> Estimate:
+    """A number that was counted."""
     return Estimate(value, None, None, 1)
 
 
@@ -138,15 +143,31 @@ def _caption(rows: list[Row]) -> str:
     return f"{len(rows)} measurements. Bars: 95 % intervals."
 
 
-def _figure(
-    title: str, caption: str, rows: list[Row], x: Axis, y: Axis, palette: dict[str, str], marked: set[int] | None = None
+def draw(
+    title: str,
+    caption: str,
+    rows: list[Row],
+    x: Axis,
+    y: Axis,
+    palette: dict[str, str],
+    marked: set[int] | None = None,
+    *,
+    around: Sequence[Row] = (),
+    symbol: str | None = None,
 ) -> Figure:
+    """Rows as points, coloured by technique; those ``marked`` (``id``) are ringed.
+
+    ``around`` are more rows that the vertical axis has room for; ``symbol`` replaces the markers of precisions.
+    """
     marked = marked or set()
     traces: dict[tuple[str, str | None], list[Row]] = {}
     for row in rows:
         traces.setdefault((row.technique, row.precision), []).append(row)
     last = sorted(traces.items(), key=lambda item: item[0][0] == "dense")  # on top, and smaller: it hides nothing
     data = [_trace(found, x, y, palette[technique], marked) for (technique, _), found in last]
+    if symbol is not None:
+        for trace in data:
+            trace["marker"]["symbol"] = symbol
     first = min((row.precision or "" for row in rows), key=_place)
     ordered = sorted(rows, key=lambda row: (id(row) not in marked, row.technique != "dense", row.precision != first))
     log = any(axis.zero and _span(axis, rows) > LOG_FROM for axis in (x, y))
@@ -154,7 +175,9 @@ def _figure(
         {"x": x.values[id(row)].value, "y": y.values[id(row)].value, "text": formats.clean(row.label)}
         for row in ordered
     ]
-    return Figure(title, caption, data, {"xaxis": _axis(x, rows, log), "yaxis": _axis(y, rows, log)}, labels)
+    return Figure(
+        title, caption, data, {"xaxis": _axis(x, rows, log), "yaxis": _axis(y, [*rows, *around], log)}, labels
+    )
 
 
 def _place(precision: str) -> int:

@@ -82,13 +82,19 @@ def best(rows: list[Row], device: str, metric: Metric) -> list[Best]:
             row
             for row in here
             if where == device and row.timing and row.timing.verdict == "faster"
-            if metric in row.scores and row.scores[metric].within_noise and not row.scores[metric].in_torch
+            if metric in row.scores and row.scores[metric].within_noise and speaks(row, metric)
         ]
         fit.sort(key=lambda row: -(row.timing.speedup.value if row.timing and row.timing.speedup else 0.0))
         reference = reference_row(fit[0], rows, precision) if fit else None
         if reference and fit[0].timing and fit[0].timing.speedup:
             found.append(Best(fit[0], reference, fit[0].timing.speedup))
     return found
+
+
+def speaks(row: Row, metric: Metric) -> bool:
+    """Whether a row's score is its own: that of a checkpoint is an fp32 artifact's too, and no other's."""
+    cell = row.scores[metric]
+    return not cell.in_torch and (not cell.of_checkpoint or row.precision in (None, "fp32"))
 
 
 def quantized(rows: list[Row]) -> Iterator[tuple[Row, Row, Estimate]]:
@@ -127,8 +133,22 @@ def run_caveats(folder: RunFolder, rows: list[Row]) -> list[tuple[str, Caveat]]:
         if score.skipped:
             text = f"{len(score.skipped)} of {len(score.skipped) + len(score.items)} clips"
             found.append((f"{score.subject} · {score.task}", Caveat("skipped", text)))
+    found += _heard(folder)
     found += [("", Caveat("unreadable", text)) for text in folder.unreadable]
     return found
+
+
+def _heard(folder: RunFolder) -> Iterator[tuple[str, Caveat]]:
+    """A line a task: how many of its items its models had heard in training, with labels or without."""
+    seen: dict[str, list[tuple[int, int]]] = {}
+    for score in folder.scores.values():
+        heard = score.conditions.get("heard_in_training")
+        if stats.finite(heard):
+            seen.setdefault(score.task, []).append((int(heard), len(score.items)))
+    for task, counts in seen.items():
+        heard, items = max(counts)
+        text = f"{heard:,} of {items:,} items, {len(counts)} model{'s' if len(counts) > 1 else ''}"
+        yield task, Caveat("heard", f"{text}; a labelled task of unheard recordings may come out lower")
 
 
 def _seconds(value: float | None) -> str:

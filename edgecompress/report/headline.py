@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgecompress.report import formats
-from edgecompress.report.findings import Best, Correlation, best, correlations, groups, quantized, smaller
+from edgecompress.report.findings import Best, Correlation, best, correlations, groups, quantized, smaller, speaks
 from edgecompress.report.join import reference_row
 from edgecompress.report.row import Metric, Row
 
@@ -54,7 +54,9 @@ def _verdicts(rows: list[Row], metric: Metric | None) -> tuple[dict[str, int], i
                 continue
             counts[row.timing.verdict] += 1
             cell = row.scores.get(metric) if metric else None
-            kept += bool(cell and row.timing.verdict == "faster" and cell.within_noise)
+            kept += bool(
+                cell and metric and row.timing.verdict == "faster" and cell.within_noise and speaks(row, metric)
+            )
     return counts, kept
 
 
@@ -97,7 +99,8 @@ def _best(found: Best, metric: Metric) -> str:
 
 
 def _none_kept(rows: list[Row], device: str, metric: Metric) -> list[str]:
-    scored = [row for row in rows if row.where == device and metric in row.scores and row.technique != "dense"]
+    here = [row for row in rows if row.where == device and metric in row.scores and row.technique != "dense"]
+    scored = [row for row in here if speaks(row, metric)]
     if not scored:
         return []
     few = max((cell.difference.n for row in scored if (cell := row.scores[metric]).difference), default=0)

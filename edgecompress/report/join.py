@@ -29,14 +29,23 @@ def technique_of(checkpoint: Checkpoint | None, recipe: str, reference: str) -> 
 
 
 def metrics(folder: RunFolder) -> list[Metric]:
-    """All (task, metric) pairs: tasks before fidelity, more-is-better first; the first is the main one."""
+    """All (task, metric) pairs: tasks before fidelity, more-is-better first; the first is the main one.
+
+    Scores of artifacts come before those of checkpoints, which do not tell one artifact of a recipe from another.
+    """
     found = {(one.task, one.metric): one.higher_is_better for one in folder.scores.values()}
-    return sorted(found, key=lambda name: (name[0] == "fidelity", not found[name], name))
+    torch = of_checkpoints(folder)
+    return sorted(found, key=lambda name: (name[0] == "fidelity", name in torch, not found[name], name))
+
+
+def of_checkpoints(folder: RunFolder) -> list[Metric]:
+    """The (task, metric) pairs of tasks that score checkpoints, in the order of their names."""
+    return sorted({(one.task, one.metric) for one in folder.scores.values() if one.level != "artifact"})
 
 
 def rows(folder: RunFolder) -> list[Row]:
     """All rows in the order of the run's recipes, then precision, then device."""
-    built = [*_artifact_rows(folder), *_checkpoint_rows(folder), *_stray_rows(folder)]
+    built = [*_artifact_rows(folder), *_checkpoint_rows(folder), *_stray_rows(folder), *baseline_rows(folder)]
     built += _empty_rows(folder, {row.recipe for row in built})
     built = _labelled(built)
     told = labels([row.measurement for row in built if row.measurement])
@@ -75,17 +84,26 @@ def _artifact_rows(folder: RunFolder) -> list[Row]:
             label=artifact.recipe,
             technique=technique_of(checkpoint, artifact.recipe, folder.reference),
             subject=name,
-            format=artifact.format,
+            format=_format(folder, artifact),
             precision=artifact.precision,
             source=artifact.source.sha256,
             cost=artifact.cost,
             size_bytes=_model_bytes(artifact),
             parity=max((case.relative for case in artifact.parity.cases), default=None),
-            scores=_scores(folder, name, checkpoint_name if artifact.precision == "fp32" else None),
+            scores={
+                **(checkpoint_scores(folder, checkpoint_name) if checkpoint_name else {}),
+                **_scores(folder, name, checkpoint_name if artifact.precision == "fp32" else None),
+            },
         )
         measured = [one for one in folder.measurements.values() if one.artifact == name]
         built += [_timed(row, measurement) for measurement in measured] or [row]
     return built
+
+
+def _format(folder: RunFolder, artifact: Artifact) -> str:
+    """The format, and the input's name where a family was exported in two forms."""
+    forms = {one.audio.input for one in folder.artifacts.values() if one.format == artifact.format}
+    return f"{artifact.format} ({artifact.audio.input})" if len(forms) > 1 else artifact.format
 
 
 def _model_bytes(artifact: Artifact) -> int:
@@ -105,10 +123,19 @@ def _checkpoint_rows(folder: RunFolder) -> list[Row]:
             subject=name,
             source=one.source.sha256,
             cost=one.cost,
-            scores=_scores(folder, name, None),
+            scores={**checkpoint_scores(folder, name), **_scores(folder, name, None)},
         )
         for name, one in folder.checkpoints.items()
         if one.recipe not in exported
+    ]
+
+
+def baseline_rows(folder: RunFolder) -> list[Row]:
+    """What checkpoints are compared with that is no model of the run: features alone, an encoder that never learned."""
+    names = {one.subject: one.recipe for one in folder.scores.values() if one.level == "baseline"}
+    return [
+        Row(recipe=recipe, label=recipe, technique="baseline", subject=name, scores=checkpoint_scores(folder, name))
+        for name, recipe in names.items()
     ]
 
 
@@ -160,19 +187,38 @@ def clip_parts(score: Score) -> dict[str, tuple[float, float]]:
     return {item.clip: (item.numerator, item.denominator) for item in score.items}
 
 
+def groups_of(score: Score) -> list[str]:
+    """Who speaks in each item, where the task told; "" where not."""
+    return [str(item.detail.get("group") or "") for item in score.items]
+
+
 def _scores(folder: RunFolder, subject: str, fallback: str | None) -> dict[Metric, ScoreCell]:
     """Scores of ``subject``; where it has none, those of the checkpoint ``fallback``, marked as scored in torch."""
     found: dict[Metric, ScoreCell] = {}
     for wanted in (fallback, subject):
         for score in folder.scores.values():
-            if wanted is None or score.subject != wanted:
+            if wanted is None or score.subject != wanted or score.level != "artifact":
                 continue
-            estimate = stats.score([item.numerator for item in score.items], [item.denominator for item in score.items])
-            if estimate is not None:
-                difference = _difference(folder, score)
-                cell = ScoreCell(estimate, difference, score.higher_is_better, in_torch=score.format is None)
-                found[score.task, score.metric] = cell
+            cell = _cell(folder, score)
+            if cell is not None:
+                found[score.task, score.metric] = replace(cell, in_torch=score.format is None)
     return found
+
+
+def checkpoint_scores(folder: RunFolder, subject: str) -> dict[Metric, ScoreCell]:
+    """What tasks that score checkpoints say of one, or of a baseline."""
+    here = [one for one in folder.scores.values() if one.subject == subject and one.level != "artifact"]
+    cells = {(one.task, one.metric): _cell(folder, one) for one in here}
+    return {metric: replace(cell, of_checkpoint=True) for metric, cell in cells.items() if cell is not None}
+
+
+def _cell(folder: RunFolder, score: Score) -> ScoreCell | None:
+    estimate = stats.score(
+        [item.numerator for item in score.items], [item.denominator for item in score.items], groups_of(score)
+    )
+    if estimate is None:
+        return None
+    return ScoreCell(estimate, _difference(folder, score), score.higher_is_better)
 
 
 def _kind(score: Score) -> tuple[str | None, ...]:
@@ -186,13 +232,15 @@ def _source(folder: RunFolder, score: Score) -> str | None:
 
 
 def _difference(folder: RunFolder, score: Score) -> Estimate | None:
-    """Against dense of the same weights, format, precision, task and metric."""
+    """Against dense of the same weights, format, precision, task and metric. A baseline has no weights of its own."""
     if score.recipe == folder.reference:
         return None
     source = _source(folder, score)
+    groups = {item.clip: group for item, group in zip(score.items, groups_of(score), strict=True)}
     for other in reversed(folder.scores.values()):
-        if other.recipe == folder.reference and _kind(other) == _kind(score) and _source(folder, other) == source:
-            return stats.score_difference(clip_parts(score), clip_parts(other))
+        same = score.level == "baseline" or _source(folder, other) == source
+        if other.recipe == folder.reference and _kind(other) == _kind(score) and same:
+            return stats.score_difference(clip_parts(score), clip_parts(other), groups)
     return None
 
 

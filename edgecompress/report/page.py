@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from edgecompress.report import facts
+from edgecompress.report.checkpoints import CheckpointSection, section
 from edgecompress.report.figures import Figure, colours, figures, symbol
 from edgecompress.report.findings import correlations, grouped, run_caveats
 from edgecompress.report.folder import RunFolder
@@ -46,6 +47,7 @@ class Page:
     correlations: Table | None
     pairs: Table | None
     costs: Table
+    checkpoints: CheckpointSection | None
     devices: list[DeviceSection]
     failures: Table | None
     warnings: list[tuple[str, bool, list[str]]]
@@ -60,6 +62,7 @@ def page(folder: RunFolder, rows: list[Row]) -> Page:
     paired = pairs(folder, rows, known)
     related = correlations(rows)
     measured = [row for row in rows if row.timing]
+    checkpoints = section(folder)
     used = sorted({row.precision for row in measured if row.precision}, key=lambda name: (name not in PRECISIONS, name))
     return Page(
         title=folder.title,
@@ -71,6 +74,7 @@ def page(folder: RunFolder, rows: list[Row]) -> Page:
         correlations=correlation_table(related) if related else None,
         pairs=pair_table(paired) if paired else None,
         costs=cost_table(rows, known),
+        checkpoints=checkpoints,
         devices=[
             DeviceSection(
                 device, figures(rows, device, known), device_table(rows, device, main), _conditions(rows, device)
@@ -97,20 +101,29 @@ def _conditions(rows: list[Row], device: str) -> list[tuple[str, list[tuple[str,
 
 def html(shown: Page) -> str:
     """The page as one HTML document."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    sections = [shown.checkpoints, *shown.devices]  # in the order of their places on the page
+    return render("page.html.jinja", shown, [figure for one in sections if one for figure in one.figures])
+
+
+def render(template: str, shown: Any, figures: list[Figure], package: str = "edgecompress.report") -> str:
+    """A template of ``package``, filled with a page and its figures (in the order of their places on it).
+
+    ``shown`` says whether the model has ``random_weights``: every figure and table then does.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("edgecompress.report", "."),
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in (package, "edgecompress.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     here = files("edgecompress.report")
-    drawn: list[dict[str, Any]] = [asdict(figure) for section in shown.devices for figure in section.figures]
+    drawn: list[dict[str, Any]] = [asdict(figure) for figure in figures]
     scripts = [_plotly() if drawn else "", (here / "page.js").read_text(encoding="utf-8")]
-    return environment.get_template("page.html.jinja").render(
+    return environment.get_template(template).render(
         page=shown,
         figures=drawn,
         style=Markup((here / "page.css").read_text(encoding="utf-8")),

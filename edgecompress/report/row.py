@@ -15,12 +15,17 @@ Metric = tuple[str, str]  # (task, metric)
 
 @dataclass(frozen=True)
 class ScoreCell:
-    """A score of one artifact, and how far it is from dense at the same precision (paired over clips)."""
+    """A score of one artifact, and how far it is from dense at the same precision (paired over clips).
+
+    ``in_torch``: the fp32 artifact was not scored itself, its checkpoint was. ``of_checkpoint``: the task scores only
+    checkpoints; every artifact of one shows that score, which says nothing of what its format or precision cost.
+    """
 
     estimate: Estimate
     difference: Estimate | None
     higher_is_better: bool
     in_torch: bool = False
+    of_checkpoint: bool = False
 
     @property
     def loss(self) -> float | None:

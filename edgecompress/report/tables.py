@@ -40,23 +40,28 @@ class Table:
 NOTHING = Cell(formats.NOTHING, tone="muted")
 
 
-def _number(value: float | None, digits: int = 3, scale: float = 1.0) -> Cell:
+def number(value: float | None, digits: int = 3, scale: float = 1.0) -> Cell:
+    """A number in units of ``scale``."""
     if value is None:
         return NOTHING
     return Cell(formats.significant(value / scale, digits), sort=value)
 
 
-def _score(cell: ScoreCell | None) -> Cell:
+def scored(cell: ScoreCell | None) -> Cell:
+    """A score, its interval and how many items it is over."""
     if cell is None:
         return NOTHING
     estimate, difference = cell.estimate, cell.difference
     digits = formats.score_digits(estimate.value)
-    title = f"{estimate.n} clips"
+    title = f"{estimate.n} items"
     if difference is not None:
         title += f"; difference to dense {formats.with_interval(difference, digits)} over {difference.n} shared clips"
     if cell.in_torch:
         title += "; scored in torch, not in this export"
-    small = f"{formats.interval(estimate, digits)} n {estimate.n}".strip()
+    if cell.of_checkpoint:
+        title += "; of the checkpoint, in torch"
+    groups = f" in {estimate.groups} group{'s' if estimate.groups > 1 else ''}" if estimate.groups else ""
+    small = f"{formats.interval(estimate, digits)} n {estimate.n}{groups}".strip()
     return Cell(
         formats.fixed(estimate.value, digits) + ("†" if cell.in_torch else ""), small, estimate.value, "", title
     )
@@ -95,13 +100,13 @@ def _cost_cells(row: Row, metrics: list[Metric]) -> list[Cell]:
     cost = row.cost
     return [
         *_names(row),
-        _number(cost.parameters.total if cost else None, 4, 1e6),
-        _number(cost.parameters.nonzero if cost else None, 4, 1e6),
-        _number(row.size_bytes, 3, 2**20),
-        _number(cost.macs.per_second if cost else None, 3, 1e9),
-        _number(cost.macs.total if cost else None, 3, 1e9),
+        number(cost.parameters.total if cost else None, 4, 1e6),
+        number(cost.parameters.nonzero if cost else None, 4, 1e6),
+        number(row.size_bytes, 3, 2**20),
+        number(cost.macs.per_second if cost else None, 3, 1e9),
+        number(cost.macs.total if cost else None, 3, 1e9),
         Cell(f"{row.parity:.1e}", sort=row.parity) if row.parity is not None else NOTHING,
-        *[_score(row.scores.get(metric)) for metric in metrics],
+        *[scored(row.scores.get(metric)) for metric in metrics],
     ]
 
 
@@ -132,7 +137,7 @@ def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
     timing, measurement = row.timing, row.measurement
     codes = dict.fromkeys(caveat.code for caveat in row.caveats)
     warnings = Cell(", ".join(codes) or formats.NOTHING, tone="bad" if row.suspect else "muted")
-    scored = [_score(row.scores.get(metric)), _front(row)] if metric else []
+    told = [scored(row.scores.get(metric)), _front(row)] if metric else []
     audio = measurement.audio_seconds if measurement else None
     seconds = Cell(f"{audio:g}", sort=audio) if audio is not None else NOTHING
     given = threads(measurement).value if measurement else None
@@ -140,7 +145,7 @@ def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
     name, *others = _names(row)
     names = [replace(name, small=formats.clean(row.conditions)), *others]
     if timing is None or measurement is None:
-        return [*names, seconds, asked, *[NOTHING] * 8, *scored, NOTHING, warnings]
+        return [*names, seconds, asked, *[NOTHING] * 8, *told, NOTHING, warnings]
     counts = sum(len(repetition.samples_ns) for repetition in measurement.repetitions)
     speedup, verdict = timing.speedup, timing.verdict
     return [
@@ -154,10 +159,10 @@ def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
         _percentile(timing.p99.value, timing.p99.needed, timing.latency.value),
         Cell(f"{speedup.value:.2f}×", formats.interval(speedup, 2), speedup.value) if speedup else NOTHING,
         Cell(verdict, tone=VERDICTS[verdict], title=VERDICT_TITLES.get(verdict, "")) if verdict else NOTHING,
-        _number(timing.real_time_factor),
-        _number(timing.peak_rss_bytes, 3, 2**20),
-        _number(timing.load_s),
-        *scored,
+        number(timing.real_time_factor),
+        number(timing.peak_rss_bytes, 3, 2**20),
+        number(timing.load_s),
+        *told,
         Cell(f"{counts} / {timing.repetitions}", sort=counts),
         warnings,
     ]
@@ -205,7 +210,7 @@ def pair_table(found: list[Pair]) -> Table:
             Cell(pair.precision or "torch"),
             Cell(metric_name(pair.metric)),
             *[_of_recipe(pair.scores.get(column)) for column in used],
-            _score(pair.dense),
+            scored(pair.dense),
         ]
         for pair in found
     ]
@@ -216,7 +221,7 @@ def _of_recipe(cell: tuple[str, ScoreCell] | None) -> Cell:
     if cell is None:
         return NOTHING
     recipe, score = cell
-    shown = _score(score)
+    shown = scored(score)
     return Cell(shown.text, shown.small, shown.sort, "", f"{recipe}: {shown.title}")
 
 
