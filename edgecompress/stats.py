@@ -10,7 +10,7 @@ Student's over the logarithms of the repetitions' medians; of a single repetitio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -31,12 +31,16 @@ SAMPLES_KEPT = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, the ends of its 95 % interval (``None`` where the data cannot support one), and what ``n`` counts."""
+    """A number, the ends of its 95 % interval (``None`` where the data cannot support one), and what ``n`` counts.
+
+    ``groups`` is in how many groups (speakers) these fall, where they do and the interval allows for it.
+    """
 
     value: float
     low: float | None
     high: float | None
     n: int
+    groups: int | None = None
 
     @property
     def has_interval(self) -> bool:
@@ -253,8 +257,35 @@ def _resampled_clips(clips: int) -> NDArray[np.int64]:
     return np.random.default_rng([SEED, 2]).integers(0, clips, (RESAMPLES, clips))
 
 
-def score(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate | None:
-    """sum(numerators) / sum(denominators) with an interval by bootstrap over clips; ``None`` if nothing was counted."""
+def _over_groups(found: Estimate, names: Sequence[str], *sides: tuple[Array, Array]) -> Estimate:
+    """``found``, a ratio (of two sides: their difference), made at least as wide as Student's t over groups of clips.
+
+    Clips of one speaker are alike: over clips alone the interval tells of these speakers, not of the next one. Each
+    group's share in the ratio's error is its residual (the ratio estimator of cluster sampling). Names that are missing
+    leave ``found`` as it is; a single group has no interval beyond its own clips.
+    """
+    from scipy.special import stdtrit
+
+    known, of = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+    if not all(names) or len(known) >= len(of):
+        return found
+    grouped = replace(found, groups=len(known))
+    if len(known) < 2 or found.low is None or found.high is None:
+        return grouped
+    residuals = np.zeros(len(known))
+    for sign, (above, below) in zip((1, -1), sides, strict=False):
+        ratio = above.sum() / below.sum()
+        residuals += sign * np.bincount(of, above - ratio * below) * len(known) / below.sum()
+    half = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2)) * float(residuals.std(ddof=1)) / len(known) ** 0.5
+    return replace(grouped, low=min(found.low, found.value - half), high=max(found.high, found.value + half))
+
+
+def score(numerators: Sequence[float], denominators: Sequence[float], groups: Sequence[str] = ()) -> Estimate | None:
+    """sum(numerators) / sum(denominators) with an interval by bootstrap over clips; ``None`` if nothing was counted.
+
+    With ``groups``, one a clip (who speaks), the interval is at least as wide as one over groups. It stays within what
+    the numbers can reach: not below 0 where no numerator is, not above 1 where none exceeds its denominator.
+    """
     above, below = np.asarray(numerators, float), np.asarray(denominators, float)
     value = float(_ratio_of_sums(above, below)) if len(above) else float("nan")
     if not np.isfinite(value):
@@ -262,13 +293,22 @@ def score(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
     if len(above) < 2:
         return Estimate(value, None, None, len(above))
     chosen = _resampled_clips(len(above))
-    return _interval(_ratio_of_sums(above[chosen], below[chosen]), value, len(above))
+    found = _interval(_ratio_of_sums(above[chosen], below[chosen]), value, len(above))
+    if groups:
+        found = _over_groups(found, groups, (above, below))
+    if found.low is None or found.high is None:
+        return found
+    low = max(0.0, found.low) if above.min() >= 0 else found.low
+    return replace(found, low=low, high=min(1.0, found.high) if (above <= below).all() else found.high)
 
 
-def score_difference(one: dict[str, tuple[float, float]], other: dict[str, tuple[float, float]]) -> Estimate | None:
+def score_difference(
+    one: dict[str, tuple[float, float]], other: dict[str, tuple[float, float]], groups: dict[str, str] | None = None
+) -> Estimate | None:
     """Score of ``one`` minus score of ``other`` over the clips that both have, clip by clip (a paired bootstrap).
 
-    Each maps a clip to its (numerator, denominator). ``None`` when they share fewer than two clips.
+    Each maps a clip to its (numerator, denominator), ``groups`` to its group (see ``score``). ``None`` when they share
+    fewer than two clips.
     """
     clips = sorted(one.keys() & other.keys())
     if len(clips) < 2:
@@ -281,7 +321,10 @@ def score_difference(one: dict[str, tuple[float, float]], other: dict[str, tuple
     replicates = _ratio_of_sums(first[0][chosen], first[1][chosen]) - _ratio_of_sums(
         second[0][chosen], second[1][chosen]
     )
-    return _interval(replicates, value, len(clips))
+    found = _interval(replicates, value, len(clips))
+    if not groups:
+        return found
+    return _over_groups(found, [groups.get(clip, "") for clip in clips], (first[0], first[1]), (second[0], second[1]))
 
 
 # --- relations -------------------------------------------------------------------------------------------------------

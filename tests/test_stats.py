@@ -114,6 +114,49 @@ def test_the_interval_of_a_score_covers_the_truth_about_as_often_as_it_says():
     assert 180 <= held <= 198  # 95 % of 200 is 190; a percentile bootstrap over 60 clips covers a little less
 
 
+def speakers(seed, count=5, clips=200):
+    """(right, asked, who) of clips whose speakers differ: chances drawn around 0.7 with a deviation of 0.1."""
+    rng = np.random.default_rng(seed)
+    chances = np.clip(rng.normal(0.7, 0.1, count), 0, 1)
+    right = np.concatenate([rng.binomial(1, chance, clips) for chance in chances])
+    return right, np.ones(count * clips), [f"speaker {n}" for n in range(count) for _ in range(clips)]
+
+
+def test_the_interval_over_speakers_covers_what_other_speakers_would_bring():
+    held = [0, 0]
+    for seed in range(200):
+        right, asked, who = speakers(seed)
+        for place, found in enumerate([stats.score(right, asked), stats.score(right, asked, who)]):
+            held[place] += found.low <= 0.7 <= found.high
+    assert held[0] < 120  # over clips alone: these five speakers, no others
+    assert held[1] >= 180
+
+
+def test_an_interval_over_speakers_stays_within_what_a_share_can_be_and_says_how_many_there_are():
+    right, asked, who = [1] * 40 + [0, 1] * 10, [1] * 60, ["a"] * 20 + ["b"] * 20 + ["c"] * 20
+    found = stats.score(right, asked, who)
+    assert (found.n, found.groups, found.high) == (60, 3, 1.0)
+    alone = stats.score(right, asked, ["a"] * 60)
+    assert (alone.groups, alone.low, alone.high) == (1, *_ends(stats.score(right, asked)))
+    assert stats.score(right, asked, [""] * 60) == stats.score(right, asked)
+
+
+def _ends(found):
+    return found.low, found.high
+
+
+def test_a_difference_that_every_speaker_shows_alike_stays_sharp_over_speakers():
+    right, asked, who = speakers(1)
+    names = [f"clip{n}" for n in range(len(who))]
+    one = {name: (float(value), 1.0) for name, value in zip(names, right, strict=True)}
+    worse = {name: (value * (n % 5 > 0), 1.0) for n, (name, (value, _)) in enumerate(one.items())}
+    found = stats.score_difference(one, worse, dict(zip(names, who, strict=True)))
+    assert found.groups == 5
+    assert 0 < found.low < found.value < found.high
+    whole = stats.score(right, asked, who)
+    assert found.high - found.low < (whole.high - whole.low) / 2
+
+
 def test_two_models_are_compared_clip_by_clip():
     rng = np.random.default_rng(5)
     hard = {f"clip{i}": (float(rng.binomial(10, rng.random())), 10.0) for i in range(40)}
