@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -13,6 +13,7 @@ from edgecompress import plugins
 from edgecompress.errors import PluginNotFound, RecipeError
 
 T = TypeVar("T")
+FORBIDDEN = ("extra_forbidden", "unexpected_keyword_argument")  # what pydantic says of a key that is no field
 
 
 class Faults:
@@ -59,8 +60,10 @@ def build(faults: Faults, kind: type[T], table: Any, where: str, *, also: Collec
     try:
         value = TypeAdapter(kind).validate_json(json.dumps(known, default=str), strict=True)
     except ValidationError as cause:
-        for error in cause.errors(include_url=False, include_context=False):
-            _note(faults, where, error, fields, bool(unknown))
+        errors = cause.errors(include_url=False, include_context=False)
+        misspelt = bool(unknown) or any(error["type"] in FORBIDDEN for error in errors)
+        for error in errors:
+            _note(faults, where, error, _fields_at(kind, error["loc"]), misspelt)
         return None
     return None if unknown else value
 
@@ -92,17 +95,39 @@ def field_names(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if field.init]
 
 
+def _fields_at(kind: Any, place: tuple[int | str, ...]) -> list[str]:
+    """The fields of the table in a table that an error's place lies in; none where its kind is one of several."""
+    for step in place[:-1]:
+        try:
+            told = get_type_hints(kind).get(str(step))
+        except (NameError, TypeError):
+            return []
+        kinds = [one for one in (told, *get_args(told)) if isinstance(one, type) and _is_table(one)]
+        if len(kinds) != 1:
+            return []
+        kind = kinds[0]
+    return field_names(kind)
+
+
+def _is_table(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)
+
+
 def _note(faults: Faults, where: str, error: Any, fields: list[str], misspelt: bool) -> None:
     key = ".".join(str(step) for step in error["loc"])
     if error["type"] in ("missing", "missing_argument"):
         # With a misspelt key beside it the missing one is most likely the same fault, told already.
         if not misspelt:
-            faults.add(where, f"no {key!r}", f"fields are {', '.join(fields)}")
+            faults.add(where, f"no {key!r}", f"fields are {', '.join(fields)}" if fields else f"add {key!r}")
         return
     if error["type"] == "value_error" and not key and misspelt:
         return  # "give one of": without the misspelt key the table as a whole is not what was meant
-    if error["type"] == "extra_forbidden":
-        faults.add(where, f"no field {key!r}", f"leave {key!r} out")
+    if error["type"] in FORBIDDEN:
+        last = str(error["loc"][-1])
+        faults.add(where, f"no field {key!r}", plugins.nearest(last, fields) if fields else f"leave {key!r} out")
+        return
+    if error["type"] == "union_tag_not_found":
+        faults.add(where, f"no '{key}.kind'", f"say which kind of {key.rpartition('.')[2]} it is: kind = ...")
         return
     given = f" (it is {error['input']!r})" if key and not isinstance(error["input"], dict) else ""
     if error["type"] == "string_pattern_mismatch":

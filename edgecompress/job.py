@@ -192,7 +192,8 @@ class Job(BaseModel):
     def wanted_scores(self) -> list[tuple[Any, Callable[[str], bool]]]:
         """Each task, and whether a recipe or a baseline of that name is to be scored by it."""
         limits = [*self.score_recipes, *[()] * (len(self.scores) - len(self.score_recipes))]
-        return [
-            (task, lambda name, only=only: not only or name in only)
-            for task, only in zip(self.scores, limits, strict=True)
-        ]
+        return [(task, _named_in(only)) for task, only in zip(self.scores, limits, strict=True)]
+
+
+def _named_in(only: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda name: not only or name in only

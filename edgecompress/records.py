@@ -21,6 +21,7 @@ from edgecompress.disk import write_text as write_text
 from edgecompress.errors import RecordError
 
 RecordT = TypeVar("RecordT", bound="Record")
+AGAIN = "remove it; the next run writes it again"
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -38,9 +39,8 @@ class Record(Part):
 
     def json_text(self) -> str:
         """Readable JSON with sorted keys and a newline at the end."""
-        return (
-            json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        )
+        values = self.model_dump(by_alias=True, mode="json")
+        return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     def write(self, path: Path) -> None:
         """Write the record whole or not at all."""
@@ -58,9 +58,7 @@ class Record(Part):
         except FileNotFoundError as cause:
             raise RecordError(f"{path}: no such file", hint="is this a folder that edgecompress wrote?") from cause
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as cause:
-            raise RecordError(
-                f"{path}: not readable as JSON ({cause})", hint="remove it; the next run writes it again"
-            ) from cause
+            raise RecordError(f"{path}: not readable as JSON ({cause})", hint=AGAIN) from cause
         wanted = cls.model_fields["schema_"].default
         found = data.get("schema") if isinstance(data, dict) else None
         if found != wanted:
@@ -72,9 +70,7 @@ class Record(Part):
         except ValidationError as cause:
             first = cause.errors()[0]
             where = ".".join(str(step) for step in first["loc"])
-            raise RecordError(
-                f"{path}: {where}: {first['msg']}", hint="remove it; the next run writes it again"
-            ) from cause
+            raise RecordError(f"{path}: {where}: {first['msg']}", hint=AGAIN) from cause
 
 
 class Parameters(Part):

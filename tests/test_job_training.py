@@ -91,8 +91,13 @@ def test_training_audio_that_is_not_there_is_refused(speech: Path) -> None:
         names(speech / "absent")
     with pytest.raises(AudioError, match="nothing of dataset 'letters'"):
         names(speech, manifest="manifest.csv", datasets=["letters"])
+    with pytest.raises(AudioError, match="nothing of split 'trian'") as caught:
+        names(speech, manifest="manifest.csv", split="trian")
+    assert "train" in caught.value.hint
     with pytest.raises(AudioError, match="no training audio is left"):
         names(speech, exclude=["a", "b"])
+    with pytest.raises(AudioError, match="there is no 'bb' to exclude"):
+        names(speech, exclude=["a", "bb"])
 
 
 def test_a_job_says_what_to_train_on(write: Write) -> None:
@@ -112,7 +117,16 @@ def test_an_export_may_name_its_input(write: Write) -> None:
     assert [export.input for export in job.exports] == ["features"]
 
 
+TAUGHT = """[[model.technique]]
+kind = "distill"
+layers = 2
+training = { steps = 3, objective = { kind = "states" } }
+[audio]"""
 FAULTS = [
+    ("[audio]", TAUGHT.replace("steps", "stps"), "[model]: step 1 (distill): no field 'training.stps'"),
+    ("[audio]", TAUGHT.replace("steps = 3,", ""), "[model]: step 1 (distill): no 'training.steps'"),
+    ("[audio]", TAUGHT.replace('kind = "states"', ""), "[model]: step 1 (distill): no 'training.objective.kind'"),
+    ("[audio]", TAUGHT.replace('"states"', '"states", of = 3'), "no field 'training.objective.states.of'"),
     ("[audio]", TRAINS.replace("datasets", "dataset"), "[training]: no field 'dataset'"),
     ("[audio]", TRAINS.replace('manifest = "manifest.csv"', ""), "[training]: datasets needs manifest"),
     ("[audio]", MAKES.replace("layers =", "layer ="), "[model]: step 1 (drop_layers): no field 'layer'"),
@@ -128,6 +142,13 @@ def test_a_fault_is_named(write: Write, right: str, wrong: str, message: str) ->
         read_job(write("job.toml", JOB.replace(right, wrong)))
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_a_misspelt_key_of_a_table_in_a_table_is_one_fault_with_its_nearest_spelling(write: Write) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_job(write("job.toml", JOB.replace("[audio]", TAUGHT.replace("steps", "stps"))))
+    assert len(caught.value.message.splitlines()) == 1
+    assert caught.value.hint == "did you mean 'steps'?"
 
 
 def test_a_task_that_scores_checkpoints_needs_no_audio(write: Write) -> None:

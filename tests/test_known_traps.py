@@ -96,12 +96,25 @@ def test_rounds_that_were_kept_of_another_model_or_other_audio_are_not_gone_on_w
     other, audio = tiny("hubert", seed=5), Corpus.from_arrays(CLIPS[:2])
     compress(tiny("hubert"), [technique], context_for(tiny("hubert"), tmp_path))
     for model, corpus in ((other, None), (tiny("hubert"), audio)):
-        kept, anew = model.clone(), model.clone()
+        kept, anew, told = model.clone(), model.clone(), list[str]()
         for copy, work in ((kept, tmp_path), (anew, None)):
             context = context_for(model, work)
-            context.corpus = corpus
+            context.corpus, context.say = corpus, told.append
             compress(copy, [technique], context)
         assert same_weights(kept, anew)
+        assert told.count("the rounds that were kept are of another run: from the beginning") == 1
+
+
+def test_rounds_whose_record_is_damaged_are_done_again_and_that_is_said(tmp_path: Path) -> None:
+    technique = PruneHeads(ratio=0.5, rounds=2, recovery=short())
+    again, alone, told = tiny("hubert"), tiny("hubert"), list[str]()
+    compress(alone, [technique], context_for(tiny("hubert"), tmp_path))
+    (tmp_path / "kept" / "rounds.json").write_text("{")
+    context = context_for(again, tmp_path)
+    context.say = told.append
+    compress(again, [technique], context)
+    assert same_weights(again, alone)
+    assert "the rounds that were kept cannot be read" in told[0]
 
 
 def test_the_state_on_disk_is_text_and_tensors_alone(tmp_path: Path) -> None:

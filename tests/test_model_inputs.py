@@ -139,7 +139,9 @@ def test_a_model_becomes_another_and_keeps_where_it_came_from():
 def test_attention_says_the_same_while_it_trains_as_when_it_is_used(family: str) -> None:
     """The fused kernel of a training without dropout against the explicit steps, with clips that are padded."""
     settings = {"dropout": 0.0} if family == "whisper" else {"hidden_dropout": 0.0, "activation_dropout": 0.0}
-    model = tiny(family, attention_dropout=0.0, **settings, **({} if family == "whisper" else {"feat_proj_dropout": 0.0}))
+    model = tiny(
+        family, attention_dropout=0.0, **settings, **({} if family == "whisper" else {"feat_proj_dropout": 0.0})
+    )
     inputs = model.collate([noise_clip(1.0), noise_clip(0.6, seed=1)])
     with torch.no_grad():
         used = model.eval().states(inputs)[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,3 +221,16 @@ def test_the_edits_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
     save(other, tmp_path / "other")
     (tmp_path / "mine" / "edits.json").write_bytes((tmp_path / "other" / "edits.json").read_bytes())
     refused(tmp_path / "mine", "do not fit the edits")
+
+
+def test_what_the_system_says_of_a_write_is_not_hidden_behind_a_librarys_error(tmp_path: Path) -> None:
+    small = tiny("hubert")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))  # no file may be larger: like a disk that fills
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save(small, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert str(caught.value.filename).endswith("model.safetensors")

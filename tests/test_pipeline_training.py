@@ -18,7 +18,7 @@ import soundfile
 
 from edgecompress import model as models
 from edgecompress import pipeline, report
-from edgecompress.errors import TechniqueError
+from edgecompress.errors import RecipeError, TechniqueError
 from edgecompress.job import AudioSource, Export, Job, ModelSource, RandomModel, Recipe, TrainingSource
 from edgecompress.records import Checkpoint, Run, Score, ScoreItem
 from edgecompress.tasks import Result
@@ -213,6 +213,14 @@ def test_what_is_scored_is_left_out_of_training_and_the_record_counts_it(job: Jo
     corpus = checkpoint("out", "a")[1].corpus
     assert corpus is not None
     assert (corpus.clips, corpus.excluded, corpus.skipped) == (7, 3, 1)
+
+
+def test_a_teacher_that_is_not_there_is_told_before_anything_is_made(job: Job) -> None:
+    lost: Any = {**TRAINING, "objective": {"kind": "states", "teacher": "nowhere"}}
+    recipes = (*job.recipes, Recipe("taught", (Distill(layers=2, training=lost),)))
+    with pytest.raises(RecipeError, match="no such model folder: nowhere"):
+        pipeline.run(job.model_copy(update={"recipes": recipes}))
+    assert not Path("out").exists()
 
 
 TEACH = """

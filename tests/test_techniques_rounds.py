@@ -15,6 +15,7 @@ from edgecompress.model import Model
 from edgecompress.recipe import read_recipe
 from edgecompress.techniques import Context, compress, needs_corpus, recovery
 from edgecompress.techniques.prune_heads import head_scores
+from edgecompress.techniques.rounds import trainings_of
 from edgecompress.training.settings import MaskedPrediction, MatchStates, Training
 from tests.library import assert_same, says
 from tests.models import FAMILIES, HEADS, HIDDEN, LAYERS, UNITS, example, noise_clip, tiny
@@ -242,7 +243,7 @@ class Killed(BaseException):
 def test_an_interrupted_step_ends_as_one_left_alone(
     technique: Any, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the middle of a round's training, begun again on a fresh copy of the model."""
+    """Killed between two rounds, begun again on a fresh copy of the model."""
     start = tiny("hubert", hidden_dropout=0.1)
     alone = start.clone()
     (wanted,) = compress(alone, [technique], context_for(start))
@@ -283,6 +284,14 @@ def test_what_another_technique_kept_is_not_gone_on_with(tmp_path: Path) -> None
     compress(other, [technique], context_for(start, tmp_path))
     compress(alone, [technique], context_for(start))
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in alone.state_dict().items())
+
+
+def test_the_trainings_of_a_round_are_in_the_order_in_which_they_were_done(tmp_path: Path) -> None:
+    """The optimiser goes on from the last one, which is the tenth repetition and not the ninth."""
+    names = ["round-1", *(f"round-1-again-{number}" for number in range(1, 11))]
+    for name in [*reversed(names), "round-10", "round-2"]:
+        (tmp_path / name).mkdir()
+    assert [path.name for path in trainings_of(Context(work=tmp_path), 1)] == names
 
 
 def test_rounds_without_training_keep_nothing_on_disk(tmp_path: Path) -> None:

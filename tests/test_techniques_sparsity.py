@@ -59,6 +59,7 @@ def matrices(model: Model) -> list[nn.Linear]:
         {"rounds": [0.5, 1.0]},
         {"ratio": 0.5, "pattern": "2:4"},
         {"rounds": [0.5, 0.6], "pattern": "2:4"},
+        {"rounds": 3, "pattern": "2:4"},
         {"pattern": "4:4"},
         {"pattern": "5:4"},
         {"pattern": "two of four"},
@@ -299,3 +300,10 @@ def test_held_weights_are_zero_after_a_step_whatever_the_optimiser_did() -> None
     held.after_step(0)
     assert torch.equal(weight == 0, zero)
     assert bool((weight[~zero] == 6).all())
+
+
+def test_gradients_of_zeros_count_neither_in_clipping_nor_in_memory() -> None:
+    weight = torch.nn.Parameter(torch.tensor([0.0, 1.0]))
+    weight.grad = torch.tensor([3.0, 4.0])
+    HeldMasks([weight], [torch.tensor([True, False])]).before_clipping()
+    assert weight.grad.tolist() == [0.0, 4.0]

@@ -16,7 +16,7 @@ from edgecompress.model.linear import FactoredLinear, dense_weight
 from edgecompress.techniques import Context, compress
 from edgecompress.techniques.factorize import break_even
 from edgecompress.techniques.prune_weights import prunable
-from edgecompress.techniques.sparsity import smallest
+from edgecompress.techniques.sparsity import smallest_of_all
 from edgecompress.techniques.spectra import Spectra
 from edgecompress.techniques.statistics import moments
 from tests.library import assert_same, says
@@ -86,9 +86,13 @@ def test_pruned_weights_stay_pruned_at_a_higher_share() -> None:
 
 
 def test_of_equal_weights_the_first_go_until_the_count_is_met() -> None:
-    assert smallest(torch.tensor([1.0, 0.5, 0.5, 0.5, 2.0]), 2).tolist() == [False, True, True, False, False]
-    assert smallest(torch.zeros(4), 3).tolist() == [True, True, True, False]
-    assert not smallest(torch.ones(3), 0).any()
+    def smallest(values: torch.Tensor, count: int) -> list[bool]:
+        (mask,) = smallest_of_all([values], count)
+        return mask.tolist()
+
+    assert smallest(torch.tensor([1.0, 0.5, 0.5, 0.5, 2.0]), 2) == [False, True, True, False, False]
+    assert smallest(torch.zeros(4), 3) == [True, True, True, False]
+    assert smallest(torch.ones(3), 0) == [False] * 3
 
 
 # --- factorize -------------------------------------------------------------------------------------------------------

@@ -257,3 +257,10 @@ def test_a_fault_while_reading_ahead_is_raised_in_its_step() -> None:
     with pytest.raises(AudioError, match="gone"):
         seen.extend(steps())
     assert seen == [0, 1]
+
+
+def test_with_a_context_every_clip_counts_as_that_long() -> None:
+    corpus = Corpus.from_arrays([noise_clip(0.5, seed) for seed in range(12)])
+    settings = Training(steps=1, batch_seconds=6.0, crop_seconds=3.0)
+    assert [len(batch.rows) for batch in batches_of(corpus, settings, 0)(0)] == [12]
+    assert [len(batch.rows) for batch in batches_of(corpus, settings, 0, context_seconds=2.0)(0)] == [3]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from edgecompress.errors import TechniqueError
@@ -100,6 +102,27 @@ def test_a_student_that_is_its_teacher_has_no_loss(family: str) -> None:
     assert loss.parts["cosine"] < 1e-5
 
 
+def test_standardized_states_weigh_all_channels_alike() -> None:
+    """A teacher whose last state has one channel a thousand times as loud teaches what one with even channels teaches."""
+    model, source = tiny("hubert"), tiny("hubert", seed=3)
+    loud = source.clone()
+    norm = loud.layers[-1].module.final_layer_norm
+    with torch.no_grad():
+        norm.weight[0] *= 1000
+        norm.bias[0] += 500
+    student = model.clone()
+    losses = []
+    for teacher in (source, loud):
+        objective = states_objective(student, teacher, standardize=True, project=True, layers="last")
+        losses.append(float(objective.loss(batch()).value.detach()))
+        mean, deviation = objective.scales[0]  # type: ignore[index]
+        said = torch.cat([teacher.states(teacher.collate([clip]))[-1][0] for clip in CLIPS]).detach()
+        torch.testing.assert_close(mean, said.mean(0), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(deviation, said.std(0, correction=0), rtol=1e-3, atol=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert float(states_objective(model, model, standardize=True).loss(batch(1)).value.detach()) < 5e-3
+
+
 def test_frames_that_no_audio_fills_have_exactly_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("hubert")
     objective = states_objective(model, tiny("hubert", seed=3))
@@ -172,6 +195,11 @@ def test_whisper_is_taught_at_the_context_in_which_it_is_used() -> None:
 def test_padding_is_refused_for_families_that_are_never_used_on_it() -> None:
     with pytest.raises(TechniqueError, match="never used on padding"):
         states_objective(tiny("hubert"), tiny("hubert"), padding=True)
+
+
+def test_a_loss_without_any_part_is_refused() -> None:
+    with pytest.raises(ValidationError, match="nothing would be learned"):
+        MatchStates(l1=0, cosine=0)
 
 
 def test_the_layer_maps() -> None:
@@ -276,6 +304,16 @@ def test_masked_logits_count_hidden_frames_only_and_hide_the_same_from_both() ->
     assert 0 < loss.count < int(model.collate(CLIPS).frames.sum())
 
 
+@pytest.mark.parametrize(("period", "dim", "span"), [(20, 80, 5), (10, 40, 10)])
+def test_hidden_spans_last_100_ms_whatever_the_frame_period(period: int, dim: int, span: int) -> None:
+    model = tiny("melhubert", head="ForPreTraining", frame_period_ms=period, feature_dim=dim)
+    objective: Any = build(MatchLogits(masked=True), model, source=model, corpus=corpus(), seed=0)
+    torch.manual_seed(0)
+    hidden = objective._hide(model.collate([noise_clip(20, 1)]))[0].int()
+    edges = torch.diff(hidden, prepend=hidden.new_zeros(1), append=hidden.new_zeros(1)).nonzero()[:, 0].view(-1, 2)
+    assert int((edges[:, 1] - edges[:, 0]).min()) == span
+
+
 def test_an_encoder_without_a_head_has_no_logits_to_match() -> None:
     with pytest.raises(TechniqueError, match="no logits to match"):
         build(MatchLogits(), tiny("hubert"), source=tiny("hubert"), corpus=corpus(), seed=0)
@@ -350,7 +388,8 @@ def test_a_batch_of_kept_features_is_bit_for_bit_the_batch_of_features_made_anew
     model = tiny(family)
     student = Student(model)
     crop = Batch([CLIPS[1], CLIPS[2][800:9600], CLIPS[0]], [1, 2, 0], [0, 800, 0])
-    for asked in (batch(0, 2), batch(2), crop, batch(), crop):
+    another = Batch([CLIPS[2][1600:10400]], [2], [1600])
+    for asked in (batch(0, 2), batch(2), crop, another, batch(), crop):
         made, wanted = student.inputs(asked), model.collate(asked.clips, positions=model.context_positions)
         for name in ("values", "frames", "samples"):
             assert torch.equal(getattr(made, name), getattr(wanted, name)), name

@@ -84,6 +84,7 @@ def _of_the_system(error: OSError) -> int:
     """A disk that is full, a folder that may not be written: the user's to mend. Anything else is a bug of ours."""
     hints = {
         errno.ENOSPC: "free some space and run the same command again: what was finished is kept",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f): what was finished is kept",
         errno.EDQUOT: "free some of your quota and run the same command again: what was finished is kept",
         errno.EACCES: "check who may read and write there",
         errno.EPERM: "check who may read and write there",

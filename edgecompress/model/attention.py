@@ -73,7 +73,9 @@ class SelfAttention(nn.Module):
             mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         else:
             mixed = torch.matmul(self.weights(query, key, bias), value)
-        return mixed.transpose(1, 2).reshape(hidden_states.shape[0], hidden_states.shape[1], self.num_heads * self.head_dim)
+        return mixed.transpose(1, 2).reshape(
+            hidden_states.shape[0], hidden_states.shape[1], self.num_heads * self.head_dim
+        )
 
     def weights(self, query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """How much each frame attends to each: (batch, heads, time, head_dim) twice -> (batch, heads, time, time)."""

@@ -89,7 +89,12 @@ def from_config_values(config: dict[str, Any], *, seed: int, source: Source) -> 
 
 
 def save(model: Model, folder: Path) -> None:
-    """Write ``config.json`` (as it came), ``edits.json`` and ``model.safetensors`` into ``folder``."""
+    """Write ``config.json`` (as it came), ``edits.json`` and ``model.safetensors`` into ``folder``.
+
+    Raises:
+        OSError: the disk is full, or another fault of the system.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,14 @@ def save(model: Model, folder: Path) -> None:
         "source": model.origin.source.model_dump(mode="json"),
         "edits": EDITS.dump_python(list(model.edits), mode="json"),
     }
-    save_file(_unshared(model.network), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    try:
+        save_file(_unshared(model.network), weights, metadata={"format": "pt"})
+    except SafetensorError as cause:  # which hides the system's own error in its text
+        number = re.search(r"os error (\d+)", str(cause))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(weights)) from cause
     records.write_text(folder / "edits.json", records.canonical_json(document) + "\n")
 
 

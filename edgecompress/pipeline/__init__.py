@@ -43,7 +43,9 @@ def run(job: Job, progress: Say | None = None) -> RunResult:
 
     state = State(job, expand(job.output), progress or (lambda text: None))
     recipes = [recipe.name for recipe in job.recipes]
-    _ = state.plan, state.devices  # a plan or a device that cannot be is told now, not after hours
+    _ = state.plan, state.devices  # a plan or a device that cannot be is told now, not after hours,
+    for recipe in job.recipes:
+        state.of_source.key(recipe.techniques)  # and so is a teacher that is not there
     record = Run(name=job.name, source=state.source, job=job.model_dump(mode="json"), recipes=recipes, tool=TOOL)
     state.say(
         f"{len(state.clips[0])} clips calibrate, {len(state.clips[1])} are scored, {len(state.clips[0].skipped)} were skipped"

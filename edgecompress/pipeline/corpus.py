@@ -55,10 +55,14 @@ def choose(asked: TrainingSource, kept: Iterable[Path] = ()) -> Chosen:
 
     Raises:
         RecipeError: no such folder.
-        AudioError: a manifest without the columns it needs, or nothing is left.
+        AudioError: a manifest without the columns it needs, an exclusion of what is not there, or nothing is left.
     """
     folder = existing(asked.folder, "training audio folder")
     entries = _of_manifest(folder / asked.manifest, asked) if asked.manifest else _of_folder(folder)
+    listed = len(entries)
+    for name in asked.exclude:  # a misspelt name would train on what was to be left out
+        if not (folder / name).exists() and not any(_excluded(entry, [name]) for entry, _ in entries):
+            raise AudioError(f"{folder}: there is no {name!r} to exclude", hint="a path below the training folder")
     entries = [entry for entry in entries if not _excluded(entry[0], asked.exclude)]
     # A file that is not there is counted as skipped when the audio is read.
     marks = {name: mark(folder.resolve() / name) for name, _ in entries}
@@ -71,7 +75,7 @@ def choose(asked: TrainingSource, kept: Iterable[Path] = ()) -> Chosen:
     ]
     if not free:
         raise AudioError(
-            f"no training audio is left in {folder} ({len(entries)} files were found)",
+            f"no training audio is left in {folder} ({listed} files were found)",
             hint="choose other datasets or another split, or exclude less",
         )
     excluded = len(entries) - len(free)
@@ -107,8 +111,9 @@ def _of_manifest(manifest: Path, asked: TrainingSource) -> list[Entry]:
         with manifest.open(newline="", encoding="utf-8") as stream:
             rows = [{k: v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(stream)]
     except (OSError, UnicodeDecodeError, csv.Error) as cause:
+        reason = cause.strerror if isinstance(cause, OSError) else cause
         raise AudioError(
-            f"{manifest}: not readable ({cause})", hint="a manifest is a CSV file with a column 'path'"
+            f"{manifest}: not readable ({reason})", hint="a manifest is a CSV file with a column 'path'"
         ) from cause
     wanted = {"path", *(["dataset"] if asked.datasets else []), *(["split"] if asked.split else [])}
     lacking = sorted(wanted - set(rows[0] if rows else ()))
@@ -124,4 +129,7 @@ def _of_manifest(manifest: Path, asked: TrainingSource) -> list[Entry]:
         if row["path"] and (not asked.datasets or row["dataset"] in asked.datasets)
         if asked.split is None or row["split"] == asked.split
     ]
+    if not fit and asked.split is not None:
+        splits = ", ".join(sorted({row["split"] for row in rows} - {""})) or "none"
+        raise AudioError(f"{manifest} lists nothing of split {asked.split!r}", hint=f"there are: {splits}")
     return list({row["path"]: (row["path"], row) for row in fit}.values())

@@ -172,7 +172,7 @@ class State:
             Failure(cell=name, kind=kind, error=text, hint=error.hint, when=records.now(), **where).write(file)
             self.failed += 1
             self.failures.add(file.name)
-            self.say(f"failed: {name}: {text}")
+            self.say(f"failed: {name}: {text}{f' ({error.hint})' if error.hint else ''}")
         else:
             self.filled += 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edgecompress.report import formats
-from edgecompress.report.figures import INK, Axis, Figure, colours, draw, exact
+from edgecompress.report.figures import INK, Axis, Figure, colours, draw, exact, side
 from edgecompress.report.folder import RunFolder
 from edgecompress.report.headline import metric_name
 from edgecompress.report.join import baseline_rows, checkpoint_scores, of_checkpoints, technique_of
@@ -116,7 +116,7 @@ def _figure(found: list[Row], metric: Metric) -> Figure | None:
     name, higher = metric_name(metric), drawn[0].scores[metric].higher_is_better
     macs = Axis("GMAC for one second of audio", {id(r): exact(r.cost.macs.per_second / 1e9) for r in drawn if r.cost})
     score = Axis(
-        f"{name} ({'higher' if higher else 'lower'} is better)",
+        side(metric, higher),
         {id(row): row.scores[metric].estimate for row in here},
         zero=False,
     )

@@ -117,7 +117,7 @@ def _of_conditions(here: list[Row], conditions: str, metrics: list[Metric], pale
 def _score_figure(metric: Metric, scored: list[Row], latency: Axis, palette: dict[str, str]) -> Figure:
     higher = scored[0].scores[metric].higher_is_better
     score = Axis(
-        f"{metric_name(metric)} ({'higher' if higher else 'lower'} is better)",
+        side(metric, higher),
         {id(row): row.scores[metric].estimate for row in scored},
         zero=False,
     )
@@ -141,6 +141,11 @@ def _scaled(estimate: Estimate, scale: float) -> Estimate:
 
 def _caption(rows: list[Row]) -> str:
     return f"{len(rows)} measurements. Bars: 95 % intervals."
+
+
+def side(metric: Metric, higher: bool) -> str:
+    """What stands along a score's side: the metric alone, for with a long task's name it would not fit beside the plot."""
+    return f"{metric_name(('', metric[1]))} ({'higher' if higher else 'lower'} is better)"
 
 
 def draw(

@@ -143,8 +143,8 @@ def _heard(folder: RunFolder) -> Iterator[tuple[str, Caveat]]:
     seen: dict[str, list[tuple[int, int]]] = {}
     for score in folder.scores.values():
         heard = score.conditions.get("heard_in_training")
-        if stats.finite(heard):
-            seen.setdefault(score.task, []).append((int(heard), len(score.items)))
+        if isinstance(heard, int) and heard > 0:
+            seen.setdefault(score.task, []).append((heard, len(score.items)))
     for task, counts in seen.items():
         heard, items = max(counts)
         text = f"{heard:,} of {items:,} items, {len(counts)} model{'s' if len(counts) > 1 else ''}"

@@ -77,7 +77,7 @@ class Context:
         if not len(self.clips):
             raise TechniqueError(
                 f"{who} needs audio to train on",
-                hint="training audio in a job's [audio], or Context(corpus=...) in Python",
+                hint="[training] in a job, compress --train-audio, or Context(corpus=...) in Python",
             )
         from edgecompress.training.data import Corpus
 
@@ -96,16 +96,6 @@ class Context:
                 "last_loss": losses[-1] if losses else None,
             }
         )
-
-    def need_source(self, who: str) -> Model:
-        """The uncompressed source model, in eval mode.
-
-        Raises:
-            TechniqueError: there is none.
-        """
-        if self.source is None:
-            raise TechniqueError(f"{who} needs the uncompressed source model", hint="Context(source=...) in Python")
-        return self.source
 
 
 class Technique(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgecompress.techniques.losses import proxy_loss
+from edgecompress.techniques.gradients import effects
 from edgecompress.techniques.passes import passes
 from edgecompress.techniques.statistics import Moments, hooked
 
@@ -51,32 +51,13 @@ def first_order_scores(
 
     As :func:`statistics.first_order` scores units; the loss is :func:`losses.proxy_loss`.
     """
-    clips = context.need_clips(who)
-    inputs_of: dict[int, torch.Tensor] = {}
+    by_number = {conv.number: conv.reader for conv in convs}
     scores = {conv.number: torch.zeros(len(conv.channels), dtype=torch.float64) for conv in convs}
-
-    def watch(number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            if args[0].requires_grad:
-                args[0].retain_grad()
-                inputs_of[number] = args[0]
-
-        return hook
-
-    generator = torch.Generator().manual_seed(context.seed)
-    with hooked([conv.reader.register_forward_pre_hook(watch(conv.number)) for conv in convs]):
-        for inputs in model.batches(clips, size=4):
-            model.network.zero_grad(set_to_none=True)
-            proxy_loss(model, inputs, generator).backward()
-            for conv in convs:
-                x = inputs_of.get(conv.number)
-                if x is None or x.grad is None:
-                    continue
-                effect = (x.detach() * x.grad).abs().double()
-                by_channel = effect.sum((0, 2) if isinstance(conv.reader, nn.Conv1d) else (0, 1))
-                # A batch's loss is a mean over its clips: by their number, so that each clip weighs the same.
-                scores[conv.number] += by_channel.cpu() * inputs.shape[0]
-    model.network.zero_grad(set_to_none=True)
+    for found, clips in effects(model, context.need_clips(who), by_number, context.seed):
+        for number, effect in found.items():
+            frames = (0, 2) if isinstance(by_number[number], nn.Conv1d) else (0, 1)
+            # A batch's loss is a mean over its clips: by their number, so that each clip weighs the same.
+            scores[number] += effect.abs().double().sum(frames).cpu() * clips
     return {number: score / (score.norm() + 1e-20) for number, score in scores.items()}
 
 

@@ -2,8 +2,9 @@
 
 Parameters and MACs are linear in the heads and units of each layer and in the channels of each convolution, but for the
 products of neighbouring convolutions, and for what goes with a layer's last head or unit: WavLM's gates on its position
-bias, the other half of a factored matrix. The coefficients are not written down a second time: they are read off ``cost`` itself, as differences between
-skeletons of the model, and so hold for whatever the model is made of (factored matrices, other families).
+bias, the other half of a factored matrix. The coefficients are not written down a second time: they are read off
+``cost`` itself, as differences between skeletons of the model, and so hold for whatever it is made of (factored
+matrices, other families).
 """
 
 from __future__ import annotations

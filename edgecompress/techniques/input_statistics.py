@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +22,9 @@ def learn_input_statistics(model: Model, context: Context, who: str) -> None:
     fresh = model.anatomy.front_end_kind == "log_mel" and model.origin.source.random_weights
     if not fresh or (model.origin.preprocessor or {}).get("mean"):
         return
-    from edgecompress.model.log_mel import preprocessor, statistics
     from edgecompress.training.targets import readable
 
     corpus = context.need_corpus(who)
     rows = np.random.default_rng(context.seed).permutation(len(corpus))[:CLIPS].tolist()
-    bins = int(model.network.config.num_mel_bins)
-    mean, deviation = statistics((clip for _, clip in readable(corpus, rows)), bins)
-    model.origin = replace(model.origin, preprocessor=preprocessor(bins, mean, deviation))
+    model.normalize_log_mel(clip for _, clip in readable(corpus, rows))
     context.notes.append(f"log-mel bins are normalised by the mean and deviation of {len(rows)} clips")

@@ -26,10 +26,10 @@ class PruneFfn(ScoredPruning):
     Scores: ``l1``, the absolute sum of a unit's row of the first matrix, its bias and its column of the second
     (row pruning, Lin et al., 2022, who call it low-rank approximation); ``first_order``, |activation . gradient|;
     ``activation``, the root mean square of the unit's activation on calibration audio times the norm of its column,
-    with the mean of what is removed folded into the output bias; ``reconstruction``, the error that is left on calibration
-    audio once the others make up for the unit as well as they can, which they then do (``least_squares``). ``scope`` as in ``prune_heads``.
-    A layer that loses all units keeps its output bias. ``rounds`` as in ``prune_heads``: with ``ratio = 0.8333`` and
-    ``rounds = 20``, 3,072 units become 512 in steps of 128.
+    with the mean of what is removed folded into the output bias; ``reconstruction``, the error that is left on
+    calibration audio once the others make up for the unit as well as they can, which they then do (``least_squares``).
+    ``scope`` as in ``prune_heads``. A layer that loses all units keeps its output bias. ``rounds`` as in ``prune_heads``:
+    with ``ratio = 0.8333`` and ``rounds = 20``, 3,072 units become 512 in steps of 128.
     """
 
     kind: ClassVar[str] = "prune_ffn"

@@ -26,7 +26,9 @@ class PruneHeads(ScoredPruning):
     Scores: ``l1``, the absolute sum of a head's rows of W_q, W_k, W_v and their biases (Lin et al., 2022);
     ``first_order``, |activation . gradient| per frame, normalised by layer (Michel et al., 2019; Lin et al.);
     ``activation``, the variance of what the head adds to its layer on calibration audio, with the mean of what
-    is removed folded into the output bias. ``scope = "layer"`` takes the same share from every layer;
+    is removed folded into the output bias; ``reconstruction``, the error that is left on calibration audio once the
+    other heads make up for it as well as they can, which they then do (``least_squares``; ZipLM, Kurtic et al., 2023).
+    ``scope = "layer"`` takes the same share from every layer;
     ``"global"`` ranks all heads of the model, normalised by layer, and keeps the best head of each layer.
     A layer that loses all heads keeps its output bias. A head has its original number in every round and every record:
     ``rounds = [0.25, 0.5]`` with a ``recovery`` takes 72 heads to 54, lets the model recover, and takes them to 36.

@@ -28,8 +28,8 @@ def recover(
 
     ``name`` tells one recovery of a technique from another: its state is kept in ``context.work / name`` so that a
     recovery that was interrupted goes on, and its batches are drawn by a seed of its own. ``optimizer_state`` is that
-    of an earlier recovery (``History.optimizer_state``), ``objective`` one that is there already. Afterwards the model is in eval mode, on the device it was
-    on, and a note says how long it trained and how the loss went.
+    of an earlier recovery (``History.optimizer_state``), ``objective`` one that is there already. Afterwards the model
+    is in eval mode, on the device it was on, and a note says how long it trained and how the loss went.
 
     Raises:
         TechniqueError: there is no audio to train on, or no teacher where the objective needs one.

@@ -208,9 +208,11 @@ def _resume(technique: InRounds, model: Model, context: Context, start: str) -> 
     try:
         progress = RoundProgress.read(context.work / KEPT / "rounds.json")
         kept = load(context.work / KEPT)
-    except (RecordError, ModelError):
-        return 0  # written by another version, or damaged: from the beginning
+    except (RecordError, ModelError) as fault:
+        context.say(f"the rounds that were kept cannot be read ({fault.message}): from the beginning")
+        return 0
     if (progress.technique, progress.seed, progress.start) != (describe(technique), context.seed, start):
+        context.say("the rounds that were kept are of another run: from the beginning")
         return 0
     model.become(kept)
     context.notes.extend(progress.notes)

@@ -73,11 +73,6 @@ def input_norms(model: Model, context: Context, who: str, pieces: Sequence[Piece
 
 
 # --- masks: True where a weight becomes zero. What is small is small in size: signs do not count ---------------------
-def smallest(sizes: torch.Tensor, count: int) -> torch.Tensor:
-    """A mask of exactly ``count`` smallest entries of a tensor; among equal ones the first."""
-    return smallest_of_all([sizes], count)[0]
-
-
 def smallest_of_all(scores: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
     """Masks of exactly ``count`` smallest entries of all tensors together; among equal ones the first."""
     if not count:
@@ -171,9 +166,10 @@ def apportion(count: int, sizes: Sequence[int]) -> list[int]:
 
 # --- training beside zeros -------------------------------------------------------------------------------------------
 class HeldMasks(Hook):
-    """Weights that are zero stay zero: after every step all are multiplied by their masks, in one kernel.
+    """Weights that are zero stay zero: all gradients, and after every step all weights, are multiplied by their masks.
 
-    What the optimiser remembers of them stays, as it does of all others.
+    Zeros then count neither in the clipping nor in what the optimiser learns to remember. What it remembers of a weight
+    from before its round stays, and would move it: hence the second product.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor], zeros: Sequence[torch.Tensor]) -> None:
@@ -181,11 +177,21 @@ class HeldMasks(Hook):
         self.masks = [(~zero).to(tensor.dtype) for tensor, zero in zip(tensors, zeros, strict=True)]
 
     @torch.no_grad()
+    def before_clipping(self) -> None:
+        self._follow()
+        pairs = [(x.grad, mask) for x, mask in zip(self.tensors, self.masks, strict=True) if x.grad is not None]
+        torch._foreach_mul_([gradient for gradient, _ in pairs], [mask for _, mask in pairs])
+
+    @torch.no_grad()
     def after_step(self, step: int) -> None:
-        device = self.tensors[0].device
-        if self.masks[0].device != device:  # the training moves what it trains
-            self.masks = [mask.to(device) for mask in self.masks]
+        self._follow()
         torch._foreach_mul_(self.tensors, self.masks)
+
+    def _follow(self) -> None:
+        """The training moves what it trains to its device."""
+        device = self.tensors[0].device
+        if self.masks[0].device != device:
+            self.masks = [mask.to(device) for mask in self.masks]
 
 
 def falls(losses: Sequence[float], by: float) -> bool:

@@ -118,11 +118,6 @@ def moments(
     return gathered
 
 
-def _grad(activation: torch.Tensor) -> torch.Tensor:
-    """The gradient that a backward pass left; zero where the loss does not hang on the activation."""
-    return activation.grad if activation.grad is not None else torch.zeros_like(activation)
-
-
 def first_order(
     model: Model, context: Context, who: str, matrix: str, layers: list[Layer], width: int
 ) -> dict[int, torch.Tensor]:
@@ -133,31 +128,17 @@ def first_order(
 
     Returns one tensor (inputs / width,) a layer, float64.
     """
-    from edgecompress.techniques.losses import proxy_loss
+    from edgecompress.techniques.gradients import effects
 
-    clips = context.need_clips(who)
-    seen: dict[int, torch.Tensor] = {}
-    scores: dict[int, torch.Tensor] = {}
-
-    def watch(number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            if args[0].requires_grad:
-                args[0].retain_grad()
-                seen[number] = args[0]
-
-        return hook
-
-    generator = torch.Generator().manual_seed(context.seed)
+    modules = {layer.number: layer.matrix(matrix) for layer in layers}
+    scores = {
+        number: torch.zeros(module.in_features // width, dtype=torch.float64) for number, module in modules.items()
+    }
     clips_seen = 0
-    with hooked([layer.matrix(matrix).register_forward_pre_hook(watch(layer.number)) for layer in layers]):
-        for inputs in model.batches(clips, size=4):
-            model.network.zero_grad(set_to_none=True)
-            proxy_loss(model, inputs, generator).backward()
-            for number, activation in seen.items():
-                effect = (activation.detach() * _grad(activation)).reshape(-1, activation.shape[-1] // width, width)
-                score = effect.sum(-1).abs().sum(0).double()
-                # A batch's loss is a mean over its clips: by their number, so that each clip weighs the same.
-                scores[number] = scores.get(number, 0) + score * inputs.shape[0]
-            clips_seen += inputs.shape[0]
-    model.network.zero_grad(set_to_none=True)
+    for found, clips in effects(model, context.need_clips(who), modules, context.seed):
+        for number, effect in found.items():
+            score = effect.reshape(-1, effect.shape[-1] // width, width).sum(-1).abs().sum(0).double()
+            # A batch's loss is a mean over its clips: by their number, so that each clip weighs the same.
+            scores[number] += score.cpu() * clips
+        clips_seen += clips
     return {number: score / clips_seen for number, score in scores.items()}

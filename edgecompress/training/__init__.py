@@ -48,7 +48,10 @@ class Loss:
 
 
 class Objective(Protocol):
-    """What a training goes towards."""
+    """What a training goes towards.
+
+    An attribute ``context_seconds`` (Whisper's objectives have it) says how long every clip counts at least in a batch.
+    """
 
     def modules(self) -> Mapping[str, nn.Module]:
         """What trains, by name: ``{"model": network, "head": projection}``. A teacher is not among them."""
@@ -76,6 +79,9 @@ class Hook:
     def penalty(self, step: int) -> torch.Tensor | None:
         """Added to the loss once a step."""
         return None
+
+    def before_clipping(self) -> None:
+        """Gradients are there, unscaled, and not clipped yet: those that must not count go here."""
 
     def after_step(self, step: int) -> None:
         """After the optimiser's step: a held mask is put on again here."""

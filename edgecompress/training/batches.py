@@ -21,13 +21,14 @@ AHEAD = 2  # steps whose batches are made while one is computed
 Batches = Callable[[int], list[Batch]]
 
 
-def batches_of(corpus: Corpus, settings: Training, seed: int) -> Batches:
+def batches_of(corpus: Corpus, settings: Training, seed: int, context_seconds: float | None = None) -> Batches:
     """A function from the number of a step to its ``settings.accumulate`` micro-batches.
 
     It depends on the seed and the step alone. A micro-batch holds at most ``batch_seconds`` of audio, padding to its
     longest clip included (a longer clip goes alone); clips above ``crop_seconds`` are cut at random, another cut every
     epoch. Where labels are what is learned, a cut would belie them: such clips are left out. ``Batch.rows`` count in
-    ``corpus`` as it was given, whatever ``settings.datasets`` takes of it.
+    ``corpus`` as it was given, whatever ``settings.datasets`` takes of it. With ``context_seconds`` every clip counts as
+    at least that long: Whisper's encoder works through its whole context for half a second of audio too.
 
     Raises:
         AudioError: none of the audio is of these datasets, or short enough.
@@ -37,7 +38,8 @@ def batches_of(corpus: Corpus, settings: Training, seed: int) -> Batches:
     if not rows:
         raise AudioError("no training audio is left of what was chosen", hint="see datasets and crop_seconds")
     lengths = np.array([corpus.samples[row] if limit is None else min(corpus.samples[row], limit) for row in rows])
-    plan = _Plan(rows, lengths, round(settings.batch_seconds * SAMPLE_RATE), seed)
+    heard = np.maximum(lengths, round((context_seconds or 0) * SAMPLE_RATE))
+    plan = _Plan(rows, lengths, heard, round(settings.batch_seconds * SAMPLE_RATE), seed)
     column = settings.objective.label if isinstance(settings.objective, TaskLoss) else "label"
 
     def batches(step: int) -> list[Batch]:
@@ -74,6 +76,7 @@ class _Plan:
 
     all_rows: Sequence[int]
     lengths: np.ndarray
+    heard: np.ndarray  # what each costs, in samples
     batch_samples: int
     seed: int
     ends: list[int] = field(default_factory=list)  # number of micro-batches up to the end of each epoch so far
@@ -94,7 +97,7 @@ class _Plan:
     def _lay(self, epoch: int) -> None:
         generator = np.random.default_rng((self.seed, 0, epoch))
         keys = self.lengths * generator.uniform(1 - LIKE_LENGTH, 1 + LIKE_LENGTH, len(self.lengths))
-        groups = _cut(np.argsort(keys, kind="stable"), self.lengths, self.batch_samples)
+        groups = _cut(np.argsort(keys, kind="stable"), self.heard, self.batch_samples)
         self.layout = [[self.all_rows[place] for place in groups[i]] for i in generator.permutation(len(groups))]
         self.epoch = epoch
 

@@ -68,7 +68,7 @@ def train(
         return History()
     modules = optimizer.trained_modules(objective, hooks)
     parameters = optimizer.parameters_of(modules)
-    batches = batches_of(corpus, settings, seed)
+    batches = batches_of(corpus, settings, seed, getattr(objective, "context_seconds", None))
     if missing := left_out(corpus, settings):
         say(
             f"{missing} labelled clips above {settings.crop_seconds} s are left out: cut, they would not say their label"
@@ -192,6 +192,8 @@ class Run:
         """Clip (the model and the hooks each on their own) and step; False where a gradient was not finite."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
+        for hook in self.hooks:
+            hook.before_clipping()
         norms = [nn.utils.clip_grad_norm_(group, self.settings.clip_norm) for group in self.groups if group]
         finite = all(math.isfinite(float(norm)) for norm in norms)
         if finite:

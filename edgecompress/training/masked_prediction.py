@@ -34,6 +34,7 @@ class MaskedObjective:
     def __init__(self, settings: MaskedPrediction, model: Model, *, corpus: Corpus, seed: int) -> None:
         self.settings = settings
         self.student = Student(model)
+        self.context_seconds = model.max_seconds
         self.step_samples = frame_samples(model)
         self.targets = targets_for(settings, model, corpus, seed, self.step_samples)
         self.head = None if has_cluster_head(model) else _linear(model.hidden_size, settings.clusters, seed)

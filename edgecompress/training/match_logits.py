@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from edgecompress.training.data import Corpus
     from edgecompress.training.settings import MatchLogits
 
-HIDING = MaskedPrediction()  # spans as in pretraining, where ``masked`` asks for them
+HIDING = MaskedPrediction()  # spans as in pretraining, where ``masked`` asks for them: as long in milliseconds
+HIDING_STEP = 320  # samples between the frames that its span counts
 
 
 class LogitsObjective:
@@ -39,9 +40,10 @@ class LogitsObjective:
         need_logits(teacher, "the teacher")
         self.settings = settings
         self.student = Student(model)
+        self.context_seconds = model.max_seconds
         limit_bytes = int(settings.kept_gib * 2**30)
         self.teacher = Teacher(teacher, corpus, lambda asked, inputs: [asked.logits(inputs)], limit_bytes=limit_bytes)
-        self.step_samples = frame_samples(model) if settings.alpha < 1 else 320
+        self.step_samples = frame_samples(model)
         self.targets = None
         if settings.alpha < 1:
             need_frames(model, settings.clusters)
@@ -85,8 +87,8 @@ class LogitsObjective:
     def _hide(self, inputs: Inputs) -> torch.Tensor | None:
         if not self.settings.masked:
             return None
-        drawn = spans(inputs.frames.cpu(), int(inputs.mask.shape[1]), HIDING.mask_probability, HIDING.span)
-        return drawn.to(inputs.values.device)
+        span = HIDING.span * HIDING_STEP // self.step_samples
+        return spans(inputs.frames, inputs.length, HIDING.mask_probability, span)
 
     def _counted(
         self, logits: torch.Tensor, batch: Batch, inputs: Inputs, hide: torch.Tensor | None

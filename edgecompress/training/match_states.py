@@ -47,6 +47,7 @@ class StatesObjective:
             raise TechniqueError("the teacher has no frames beyond the audio", hint="leave padding out")
         self.settings = settings
         self.student = Student(model)
+        self.context_seconds = model.max_seconds
         self.pairs = pairs_of(settings.layers, model, teacher)
         wanted = [place for _, place in self.pairs]
         self.teacher = Teacher(
@@ -57,6 +58,7 @@ class StatesObjective:
             limit_bytes=int(settings.kept_gib * 2**30),
             silence_s=settings.teacher_silence_s if model.context_positions is None else None,
         )
+        self.scales = self.teacher.scales(corpus, seed) if settings.standardize else None
         self.projections = _projections(settings.project, model, teacher, len(self.pairs), seed)
         self._modules = encoder_parts(model, up_to=max(place for place, _ in self.pairs))
         if self.projections is not None:
@@ -87,6 +89,11 @@ class StatesObjective:
                 [answer[number][:n].float() for answer, n in zip(answers, counted.tolist(), strict=True)]
             )
             student = student.float()
+            if self.scales is not None:
+                mean, deviation = (one.to(teacher.device) for one in self.scales[number])
+                teacher = (teacher - mean) / deviation
+                if self.projections is None:  # a projection learns to speak in these units
+                    student = (student - mean) / deviation
             l1 = l1 + (student - teacher).abs().mean() / len(self.pairs)
             cosine = cosine + (1 - nn.functional.cosine_similarity(student, teacher, dim=-1)).mean() / len(self.pairs)
         value = self.settings.l1 * l1 + self.settings.cosine * cosine

@@ -21,6 +21,8 @@ class MatchStates:
     spread evenly over the teacher's; or pairs ``[[student, teacher], ...]`` of state numbers (0 is the input of the
     first layer, n the output of the n-th layer that is left; negative from the end).
     ``project`` puts a learned linear map on the student's side (needed where widths differ); it is dropped afterwards.
+    ``standardize`` takes every channel of the teacher at zero mean and unit deviation over the training audio: hidden
+    states have a few channels with large means, and left alone the loss is mostly about those.
     """
 
     kind: Literal["states"] = "states"
@@ -28,6 +30,7 @@ class MatchStates:
     l1: Annotated[float, Field(ge=0)] = 1.0
     cosine: Annotated[float, Field(ge=0)] = 1.0
     project: bool | None = None
+    standardize: bool = False
     padding: Annotated[bool, Field(description="count frames that no audio fills too")] = False
     teacher: Annotated[str | None, Field(description="a model folder; default: the uncompressed source model")] = None
     teacher_silence_s: Annotated[
@@ -38,6 +41,12 @@ class MatchStates:
         ),
     ] = None
     kept_gib: KeptGib = 2.0
+
+    @model_validator(mode="after")
+    def _something(self) -> MatchStates:
+        if not self.l1 and not self.cosine:
+            raise ValueError("l1 and cosine are both 0: nothing would be learned")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -62,7 +71,8 @@ class MaskedPrediction:
     """Masked frames say which k-means cluster they belong to (HuBERT, Hsu et al., 2021; MelHuBERT, Lin et al., 2023).
 
     ``targets``: clusters of log-mel frames (first stage), or of hidden state ``layer`` (default: two thirds up) of the
-    model as it was when the training began (second stage). Spans of ``span`` frames are hidden; ``mask_probability`` * frames / span of them.
+    model as it was when the training began (second stage). Spans of ``span`` frames are hidden;
+    ``mask_probability`` * frames / span of them.
     """
 
     kind: Literal["masked"] = "masked"
@@ -101,7 +111,9 @@ class Training:
     optimizer: Literal["adam", "adamw"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 10.0
-    batch_seconds: Annotated[float, Field(gt=0, description="audio a micro-batch, padding included")] = 60.0
+    batch_seconds: Annotated[
+        float, Field(gt=0, description="audio a micro-batch, padding included (with Whisper: to its context)")
+    ] = 60.0
     accumulate: Annotated[int, Field(ge=1, description="micro-batches a step")] = 1
     crop_seconds: Annotated[float | None, Field(gt=0, description="longer clips are cut at random")] = 15.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

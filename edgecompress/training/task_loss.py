@@ -39,6 +39,7 @@ class TaskObjective:
                 hint="name the manifest's column that holds them: label = ...",
             )
         self.student = Student(model)
+        self.context_seconds = model.max_seconds
         self.head: nn.Linear | None = None
         self._modules = encoder_parts(model)
         architecture = model.architecture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from edgecompress.errors import TechniqueError
@@ -12,13 +13,14 @@ from edgecompress.paths import expand
 from edgecompress.training.parts import collate
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edgecompress.model import Model
     from edgecompress.model.inputs import Inputs
     from edgecompress.training import Batch
     from edgecompress.training.data import Corpus
 
+SCALED_ON = 256  # clips
+LONGEST_SCALED = 15 * 16000
+FLAT = 1e-6  # a deviation below this is that of a channel that never moves
 LARGEST_HALF = 60_000.0  # float16 ends at 65,504
 
 Ask = Callable[["Model", "Inputs"], Sequence[torch.Tensor]]
@@ -108,6 +110,33 @@ class Teacher:
             said = self._said([batch.clips[place] for place in places], device)
             found.update(zip(places, said, strict=True))
         return [found[place] for place in range(len(batch.clips))]
+
+    @torch.no_grad()
+    def scales(self, corpus: Corpus, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Mean and deviation (width,) of each answer's channels, over the frames of up to 256 clips chosen by ``seed``.
+
+        A channel that never moves has deviation infinity: it counts for nothing.
+        """
+        rows = np.random.default_rng(seed).permutation(len(corpus))[:SCALED_ON].tolist()
+        frames, sums, squares = 0, [torch.zeros(0)], [torch.zeros(0)]
+        for row in rows:
+            clip = corpus.clip(row)[:LONGEST_SCALED]
+            answer = [one.double() for one in self._said([clip], self.model.device)[0]]
+            if not frames:
+                sums = [one.new_zeros(one.shape[-1]) for one in answer]
+                squares = [one.new_zeros(one.shape[-1]) for one in answer]
+            frames += len(answer[0])
+            for one, total, square in zip(answer, sums, squares, strict=True):
+                total += one.sum(0)
+                square += one.square().sum(0)
+        means = [total / frames for total in sums]
+        deviations = [
+            (square / frames - mean.square()).clamp(min=0).sqrt() for square, mean in zip(squares, means, strict=True)
+        ]
+        return [
+            (mean.float(), torch.where(deviation > FLAT, deviation, torch.inf).float())
+            for mean, deviation in zip(means, deviations, strict=True)
+        ]
 
     def _whole(self, row: int, clip: np.ndarray, device: torch.device) -> Answer:
         if row in self._kept:
