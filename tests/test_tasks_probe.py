@@ -13,11 +13,12 @@ import torch
 from pydantic import ValidationError
 
 from edgecompress import plugins
-from edgecompress.audio import read_clip
+from edgecompress.audio import Clip, read_clip
 from edgecompress.errors import AudioError
 from edgecompress.job import scores_checkpoints
 from edgecompress.tasks import encoding, labelled, weighted_sum
-from edgecompress.tasks.probe import Probe
+from edgecompress.tasks.labelled import Fold, Labelled, held_back
+from edgecompress.tasks.probe import PENALTIES, Probe, _best_penalty
 from tests.models import tiny
 
 COLUMNS = ("dataset", "path", "label", "speaker", "split")
@@ -254,3 +255,29 @@ def test_a_manifest_is_found_by_a_variable_too(tmp_path: Path, monkeypatch: pyte
     assert accuracy(task.baseline("/nowhere")) > 0.95
     assert task.truth_files == (str(tmp_path / "manifest.csv"),)
     assert Probe().truth_files == ("manifest.csv",)
+
+
+def test_a_setting_is_chosen_on_training_recordings_alone_by_a_group_of_its_own_or_a_third_of_each_label() -> None:
+    def rows(groups: str, labels: str) -> list[Labelled]:
+        clip = Clip("x", np.zeros(400, np.float32))
+        return [Labelled(clip, label, group, "") for group, label in zip(groups, labels, strict=True)]
+
+    fold = Fold("b", np.array([0, 1, 4, 5]), np.array([2, 3]))
+    grouped = held_back(rows("aabbcc", "xyxyxy"), fold)
+    assert (grouped.train.tolist(), grouped.test.tolist()) == ([0, 1], [4, 5])
+    one_group = [" "] * 7
+    fold = Fold("draw 0", np.arange(6), np.array([6]))
+    thirds = held_back(rows("".join(one_group), "xxxyyyx"), fold)
+    assert (thirds.train.tolist(), thirds.test.tolist()) == ([0, 1, 3, 4], [2, 5])
+
+
+def test_noise_in_many_units_is_penalised_more_than_a_clear_label() -> None:
+
+    fold = Fold("", np.arange(4), np.arange(4, 8))
+    numbers = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    only_strong = _best_penalty(
+        fold, lambda fold, penalty: numbers[fold.test] if penalty == 100 else 1 - numbers[fold.test], numbers
+    )
+    assert only_strong == 100
+    assert _best_penalty(fold, lambda fold, penalty: numbers[fold.test], numbers) == max(PENALTIES)
+    assert _best_penalty(fold, lambda fold, penalty: numbers[fold.test] ^ int(penalty > 1), numbers) == 1

@@ -176,6 +176,24 @@ def few_takes(
         yield _fold(f"draw {draw}", train, np.setdiff1d(np.flatnonzero(tests), train))
 
 
+def held_back(rows: Sequence[Labelled], fold: Fold) -> Fold:
+    """A fold within a fold's training recordings, to choose a setting by: nothing of what is scored is looked at.
+
+    The next group in the alphabet is held back where there are groups, else every third recording of each label.
+    """
+    groups = sorted({rows[row].group for row in fold.train.tolist()})
+    if len(groups) > 1:
+        name = next((group for group in groups if group > fold.name), groups[0])
+        held = np.array([rows[row].group == name for row in fold.train.tolist()])
+    else:
+        seen: dict[str, int] = {}
+        held = np.zeros(len(fold.train), dtype=bool)
+        for place, row in enumerate(fold.train.tolist()):
+            seen[rows[row].label] = number = seen.get(rows[row].label, -1) + 1
+            held[place] = number % 3 == 2
+    return Fold(fold.name, fold.train[~held], fold.train[held])
+
+
 def _in_split(rows: Sequence[Labelled], split: str | None) -> np.ndarray:
     return np.array([split is None or row.split == split for row in rows])
 

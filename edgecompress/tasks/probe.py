@@ -12,12 +12,13 @@ from pydantic.dataclasses import dataclass
 from edgecompress.errors import AudioError
 from edgecompress.records import ScoreItem
 from edgecompress.tasks import Progress, Result
-from edgecompress.tasks.labelled import Fold, Labels, few_takes, leave_one_group_out, place_of, read_labels
+from edgecompress.tasks.labelled import Fold, Labels, few_takes, held_back, leave_one_group_out, place_of, read_labels
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
 
-Guess = Callable[[Fold], np.ndarray]
+Guess = Callable[[Fold, float], np.ndarray]
+PENALTIES = (1.0, 10.0, 100.0)
 MEL_BINS = 40
 
 
@@ -28,7 +29,9 @@ class Probe:
     ``protocol = "leave_one_group_out"``: for every value of the column ``group`` (speakers), a probe is trained on all
     the others and scored on it. ``"few_takes"``: ``takes`` recordings of each class from the split ``train``, scored on the
     split ``test``, ``draws`` times over. ``train_split`` and ``test_split`` narrow either: give ``test_split = "test"``
-    where the encoder itself has heard the rest.
+    where the encoder itself has heard the rest. Unless ``penalty`` says it, each probe's is chosen among 1, 10 and 100 on
+    a part of its training recordings that is held back (another group, or a third of each class): a weak one fits the
+    speakers, a strong one starves ten takes a class.
     """
 
     kind: ClassVar[str] = "probe"
@@ -42,7 +45,13 @@ class Probe:
     draws: Annotated[int, Field(ge=1)] = 3
     seed: Annotated[int, Field(ge=0)] = 0
     pool: Literal["mean", "mean_std"] = "mean"
-    penalty: Annotated[float, Field(gt=0, description="on the squared weights; the inverse of scikit-learn's C")] = 1.0
+    penalty: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="on the squared weights, the inverse of scikit-learn's C; default: chosen in training data",
+        ),
+    ] = None
     train_split: str | None = None
     test_split: str | None = None
 
@@ -62,9 +71,9 @@ class Probe:
         numbers = _numbers(labels)
         shares: dict[str, list[float]] = {}
 
-        def guess(fold: Fold) -> np.ndarray:
+        def guess(fold: Fold, penalty: float) -> np.ndarray:
             train, test = ([place[row] for row in rows.tolist()] for rows in (fold.train, fold.test))
-            probe = weighted_sum.fit(states[train], numbers[fold.train], len(labels.classes), self.penalty)
+            probe = weighted_sum.fit(states[train], numbers[fold.train], len(labels.classes), penalty)
             shares[fold.name] = [round(share, 4) for share in probe.shares.tolist()]
             if say:
                 say(f"probe {len(shares)} of {len(folds)}: {fold.name}")
@@ -90,9 +99,9 @@ class Probe:
         if say:
             say(f"log-mel of {len(values)} clips")
 
-        def guess(fold: Fold) -> np.ndarray:
+        def guess(fold: Fold, penalty: float) -> np.ndarray:
             train, test = (np.stack([values[row] for row in rows.tolist()]) for rows in (fold.train, fold.test))
-            return _linear(train, numbers[fold.train], test, self.penalty)
+            return _linear(train, numbers[fold.train], test, penalty)
 
         return self._result(labels, folds, guess, {"pooled": "log-mel mean and deviation", "mel_bins": MEL_BINS})
 
@@ -122,9 +131,10 @@ class Probe:
         classes = labels.classes
         right: dict[int, int] = {}
         said: dict[int, list[str]] = {}
-        by_fold = {}
+        by_fold, penalties = {}, {}
         for fold in folds:
-            guesses = guess(fold)
+            penalties[fold.name] = self.penalty or _best_penalty(held_back(labels.rows, fold), guess, _numbers(labels))
+            guesses = guess(fold, penalties[fold.name])
             wanted = [labels.rows[row].label for row in fold.test.tolist()]
             answers = [classes[number] for number in guesses.tolist()]
             by_fold[fold.name] = sum(a == b for a, b in zip(answers, wanted, strict=True)) / len(wanted)
@@ -146,8 +156,17 @@ class Probe:
             "dataset": self.dataset,
             "classes": len(classes),
             "accuracy_by_fold": spread,
+            "penalty_by_fold": penalties,
         }
         return Result("accuracy", True, items, labels.skipped, {**asked, **conditions})
+
+
+def _best_penalty(fold: Fold, guess: Guess, numbers: np.ndarray) -> float:
+    """The penalty with which the probe is right most often on training data held back (the greatest of equal ones, 10 if there is none)."""
+    if not len(fold.test):
+        return PENALTIES[1]
+    right = {penalty: float((guess(fold, penalty) == numbers[fold.test]).mean()) for penalty in PENALTIES}
+    return max(PENALTIES, key=lambda penalty: (right[penalty], penalty))
 
 
 def _used(folds: Iterable[Fold]) -> list[int]:
