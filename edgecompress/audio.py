@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -126,21 +126,53 @@ def read_manifest(
 
 def manifest_names(manifest: Path, dataset: str | None = None) -> list[str]:
     """Paths in a manifest, sorted; of one dataset, if given. Raises AudioError as :func:`read_manifest` does."""
+    return sorted({row["path"] for row in manifest_rows(manifest, () if dataset is None else (dataset,))})
+
+
+def manifest_rows(
+    manifest: Path, datasets: Collection[str] = (), where: Mapping[str, str] | None = None
+) -> list[dict[str, str]]:
+    """Rows of a manifest that have a path, in its order, a value in every column: of ``datasets`` (none: all), and with
+    the values of ``where`` in those columns, for example ``{"split": "train"}``.
+
+    Raises:
+        AudioError: not readable, a column missing, or nothing that fits; the hint says what there is.
+    """
+    where = dict(where or {})
     try:
         with manifest.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+            table = csv.DictReader(stream)
+            columns = list(table.fieldnames or ())
+            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as cause:
         raise AudioError(
             f"{manifest}: not readable ({_reason(cause, manifest)})",
             hint="a manifest is a CSV file with a column 'path'",
         ) from cause
-    if not rows or "path" not in rows[0] or (dataset is not None and "dataset" not in rows[0]):
-        raise AudioError(f"{manifest}: no rows with the columns it needs", hint="columns: dataset,path")
-    names = sorted({row["path"] for row in rows if row["path"] and (dataset is None or row["dataset"] == dataset)})
-    if not names:
-        known = ", ".join(sorted({row.get("dataset") or "" for row in rows}))
-        raise AudioError(f"{manifest} lists nothing of dataset {dataset!r}", hint=f"there are: {known}")
-    return names
+    lacking = [name for name in ("path", *(["dataset"] if datasets else []), *where) if name not in columns]
+    if lacking:
+        raise AudioError(f"{manifest}: no column {lacking[0]!r}", hint=f"there are: {', '.join(columns) or 'none'}")
+    rows = [row for row in rows if row["path"]]
+    for name in sorted(datasets):
+        if not any(row["dataset"] == name for row in rows):
+            raise AudioError(f"{manifest} lists nothing of dataset {name!r}", hint=_values(rows, "dataset"))
+    fit = [row for row in rows if not datasets or row["dataset"] in datasets]
+    for name, value in where.items():
+        if not any(row[name] == value for row in fit):
+            raise AudioError(
+                f"{manifest} lists nothing of {name} {value!r}: there is no row with it", hint=_values(fit, name)
+            )
+    fit = [row for row in fit if where.items() <= row.items()]
+    if not fit:
+        asked = " and ".join(f"{name} {value!r}" for name, value in where.items())
+        raise AudioError(
+            f"{manifest} has no row with {asked}" if asked else f"{manifest} lists nothing", hint="add rows"
+        )
+    return fit
+
+
+def _values(rows: list[dict[str, str]], column: str) -> str:
+    return f"there are: {', '.join(sorted({row[column] for row in rows} - {''})) or 'none'}"
 
 
 def chosen(names: list[str], seed: int | None) -> list[str]:

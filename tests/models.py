@@ -21,6 +21,7 @@ from edgecompress.model import Model, from_config
 from edgecompress.model.network import Origin
 from edgecompress.model.storage import dress, network_class
 from edgecompress.records import Source
+from edgecompress.techniques.sparsity import pieces_of
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "melhubert", "whisper")
 PREFIX = {family: anatomy.prefix for family, anatomy in ANATOMIES.items()}
@@ -189,3 +190,8 @@ def filled_mask(model: Model, samples: int, filled: Sequence[int]) -> torch.Tens
     if model.family == "melhubert":
         samples, filled = cost.frames_of(model, samples), [cost.frames_of(model, each) for each in filled]
     return (torch.arange(samples) < torch.tensor(list(filled))[:, None]).long()
+
+
+def prunable(model: Model) -> list[torch.Tensor]:
+    """Weights and biases of every attention and feed-forward matrix of the layers that are left."""
+    return [piece.tensor for piece in pieces_of(model)]

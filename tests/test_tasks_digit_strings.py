@@ -23,6 +23,7 @@ from edgecompress.tasks.digit_strings import DigitStrings
 from edgecompress.tasks.weighted_sum import Scale
 from tests.models import tiny
 from tests.test_tasks_probe import COLUMNS, tone, write_manifest
+from tests.test_tasks_probe import accuracy as error_rate  # both are sums over items, one by the other
 
 PITCHES = {"a": 250, "b": 700, "c": 1500, "d": 3000}
 TASK = DigitStrings(dataset="tones", strings=40, steps=80, learning_rate=1e-2, folds=1)
@@ -40,11 +41,6 @@ def single_tones(folder: Path, *, takes: int = 8) -> list[dict[str, str]]:
         rows.append(dict(zip(COLUMNS, ("tones", name, label, speaker, split), strict=True)))
     write_manifest(folder, rows)
     return rows
-
-
-def error_rate(result: Any) -> float:
-    total: float = sum(item.numerator for item in result.items) / sum(item.denominator for item in result.items)
-    return total
 
 
 def test_the_task_is_found_by_its_kind_and_scores_checkpoints() -> None:

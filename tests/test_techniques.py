@@ -16,9 +16,8 @@ from edgecompress.errors import ModelError, TechniqueError
 from edgecompress.job import describe
 from edgecompress.model import Model, load, save
 from edgecompress.techniques import Context, compress, needs_clips
-from edgecompress.techniques.prune_weights import prunable
 from tests.library import assert_same, says
-from tests.models import FAMILIES, LAYERS, example, noise_clip, tiny
+from tests.models import FAMILIES, LAYERS, example, noise_clip, prunable, tiny
 
 CLIPS = [noise_clip(0.4, seed) for seed in range(3)]
 BUILT_IN = {

@@ -17,7 +17,6 @@ from edgecompress import Factorize, PruneFfn, PruneWeights, cost
 from edgecompress.model import Model, load, save
 from edgecompress.model.layer import ATTENTION_MATRICES, FFN_MATRICES
 from edgecompress.techniques import Context, compress, recovery
-from edgecompress.techniques.prune_weights import prunable
 from edgecompress.techniques.sparsity import (
     HeldMasks,
     apportion,
@@ -28,7 +27,7 @@ from edgecompress.techniques.sparsity import (
     smallest_of_rows,
 )
 from edgecompress.training.settings import MatchStates, Training
-from tests.models import FAMILIES, noise_clip, tiny
+from tests.models import FAMILIES, noise_clip, prunable, tiny
 
 CLIPS = [noise_clip(0.3 + seed / 20, seed) for seed in range(4)]
 

@@ -15,12 +15,11 @@ from edgecompress.model.layer import ATTENTION_MATRICES, FFN_MATRICES, put
 from edgecompress.model.linear import FactoredLinear, dense_weight
 from edgecompress.techniques import Context, compress
 from edgecompress.techniques.factorize import break_even
-from edgecompress.techniques.prune_weights import prunable
 from edgecompress.techniques.sparsity import smallest_of_all
 from edgecompress.techniques.spectra import Spectra
 from edgecompress.techniques.statistics import moments
 from tests.library import assert_same, says
-from tests.models import FAMILIES, HEADS, LAYERS, UNITS, example, noise_clip, tiny
+from tests.models import FAMILIES, HEADS, LAYERS, UNITS, example, noise_clip, prunable, tiny
 
 CLIPS = [noise_clip(0.4, seed) for seed in range(3)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress import records
-from edgecompress.audio import SUFFIXES, chosen
+from edgecompress.audio import SUFFIXES, chosen, manifest_rows
 from edgecompress.errors import AudioError
 from edgecompress.job import TrainingSource
 from edgecompress.paths import existing
@@ -107,29 +106,5 @@ def _of_folder(folder: Path) -> list[Entry]:
 
 def _of_manifest(manifest: Path, asked: TrainingSource) -> list[Entry]:
     """Rows that are asked for, each path once."""
-    try:
-        with manifest.open(newline="", encoding="utf-8") as stream:
-            rows = [{k: v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(stream)]
-    except (OSError, UnicodeDecodeError, csv.Error) as cause:
-        reason = cause.strerror if isinstance(cause, OSError) else cause
-        raise AudioError(
-            f"{manifest}: not readable ({reason})", hint="a manifest is a CSV file with a column 'path'"
-        ) from cause
-    wanted = {"path", *(["dataset"] if asked.datasets else []), *(["split"] if asked.split else [])}
-    lacking = sorted(wanted - set(rows[0] if rows else ()))
-    if lacking:
-        raise AudioError(f"{manifest}: no rows with a column {lacking[0]!r}", hint="columns: dataset,path,split")
-    unknown = sorted(set(asked.datasets) - {row["dataset"] for row in rows}) if asked.datasets else []
-    if unknown:
-        known = ", ".join(sorted({row["dataset"] for row in rows}))
-        raise AudioError(f"{manifest} lists nothing of dataset {unknown[0]!r}", hint=f"there are: {known}")
-    fit = [
-        row
-        for row in rows
-        if row["path"] and (not asked.datasets or row["dataset"] in asked.datasets)
-        if asked.split is None or row["split"] == asked.split
-    ]
-    if not fit and asked.split is not None:
-        splits = ", ".join(sorted({row["split"] for row in rows} - {""})) or "none"
-        raise AudioError(f"{manifest} lists nothing of split {asked.split!r}", hint=f"there are: {splits}")
-    return list({row["path"]: (row["path"], row) for row in fit}.values())
+    rows = manifest_rows(manifest, asked.datasets, {} if asked.split is None else {"split": asked.split})
+    return list({row["path"]: (row["path"], row) for row in rows}.values())

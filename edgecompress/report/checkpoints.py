@@ -8,7 +8,7 @@ from edgecompress.report import formats
 from edgecompress.report.figures import INK, Axis, Figure, colours, draw, exact, side
 from edgecompress.report.folder import RunFolder
 from edgecompress.report.headline import metric_name
-from edgecompress.report.join import baseline_rows, checkpoint_scores, of_checkpoints, technique_of
+from edgecompress.report.join import baseline_rows, of_checkpoints, scored_checkpoints
 from edgecompress.report.row import Metric, Row
 from edgecompress.report.tables import NOTHING, Cell, Table, number, scored
 from edgecompress.stats import Estimate
@@ -39,19 +39,7 @@ def section(folder: RunFolder) -> CheckpointSection | None:
 
 def rows(folder: RunFolder) -> list[Row]:
     """One row a checkpoint that was scored, and one a baseline."""
-    built = [
-        Row(
-            recipe=one.recipe,
-            label=one.recipe,
-            technique=technique_of(one, one.recipe, folder.reference),
-            subject=name,
-            source=one.source.sha256,
-            cost=one.cost,
-            scores=checkpoint_scores(folder, name),
-        )
-        for name, one in folder.checkpoints.items()
-    ]
-    return [row for row in [*built, *baseline_rows(folder)] if row.scores]
+    return [row for row in [*scored_checkpoints(folder), *baseline_rows(folder)] if row.scores]
 
 
 def _table(found: list[Row], metrics: list[Metric]) -> Table:

@@ -116,18 +116,29 @@ def _checkpoint_rows(folder: RunFolder) -> list[Row]:
     """Checkpoints of which nothing was exported: they may still have a score."""
     exported = {artifact.recipe for artifact in folder.artifacts.values()}
     return [
-        Row(
-            recipe=one.recipe,
-            label=one.recipe,
-            technique=technique_of(one, one.recipe, folder.reference),
-            subject=name,
-            source=one.source.sha256,
-            cost=one.cost,
-            scores={**checkpoint_scores(folder, name), **_scores(folder, name, None)},
-        )
+        _checkpoint_row(folder, name, one, {**checkpoint_scores(folder, name), **_scores(folder, name, None)})
         for name, one in folder.checkpoints.items()
         if one.recipe not in exported
     ]
+
+
+def scored_checkpoints(folder: RunFolder) -> list[Row]:
+    """One row a checkpoint, with the scores that it has as a checkpoint."""
+    return [
+        _checkpoint_row(folder, name, one, checkpoint_scores(folder, name)) for name, one in folder.checkpoints.items()
+    ]
+
+
+def _checkpoint_row(folder: RunFolder, name: str, one: Checkpoint, scores: dict[Metric, ScoreCell]) -> Row:
+    return Row(
+        recipe=one.recipe,
+        label=one.recipe,
+        technique=technique_of(one, one.recipe, folder.reference),
+        subject=name,
+        source=one.source.sha256,
+        cost=one.cost,
+        scores=scores,
+    )
 
 
 def baseline_rows(folder: RunFolder) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgecompress.audio import Clip, read_clip
+from edgecompress.audio import Clip, manifest_rows, read_clip
 from edgecompress.errors import AudioError
 from edgecompress.paths import expand
 
@@ -106,26 +105,15 @@ def _read(path: Path, stamp: int, dataset: str, label: str, group: str | None, a
 
 def _entries(path: Path, dataset: str, label: str, group: str | None) -> list[dict[str, str]]:
     """Rows of the manifest that are asked for, sorted by path."""
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            table = csv.DictReader(stream)
-            columns = list(table.fieldnames or ())
-            rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as cause:
-        raise AudioError(f"{path} cannot be read ({cause})", hint="a manifest is a CSV file in UTF-8") from cause
-    needed = ["path", label, *([group] if group else []), *(["dataset"] if dataset else [])]
-    lacking = [name for name in needed if name not in columns]
+    rows = manifest_rows(path, [dataset] if dataset else ())
+    lacking = [name for name in (label, *([group] if group else [])) if name not in rows[0]]
     if lacking:
-        raise AudioError(
-            f"{path} has no column {', '.join(lacking)}", hint=f"its columns are: {', '.join(columns) or 'none'}"
-        )
-    chosen = {row["path"]: row for row in rows if row["path"] and row[label] and row.get("dataset", "") == dataset}
-    if not dataset:
-        chosen = {row["path"]: row for row in rows if row["path"] and row[label]}
+        raise AudioError(f"{path} has no column {', '.join(lacking)}", hint=f"its columns are: {', '.join(rows[0])}")
+    chosen = {row["path"]: row for row in rows if row[label]}
     if not chosen:
-        known = ", ".join(sorted({row.get("dataset") or "" for row in rows}))
         raise AudioError(
-            f"{path} lists nothing of dataset {dataset!r} with a value of {label}", hint=f"datasets there: {known}"
+            f"{path} lists nothing of dataset {dataset!r} with a value of {label}",
+            hint="fill the column, or name another",
         )
     return [chosen[name] for name in sorted(chosen)]
 

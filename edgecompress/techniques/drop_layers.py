@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from edgecompress.errors import TechniqueError
 from edgecompress.techniques import count_of
-from edgecompress.techniques.rounds import InRounds, aim, carry_out
+from edgecompress.techniques.rounds import InRounds, aim, carry_out, check_ascending
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
@@ -46,8 +46,7 @@ class DropLayers(InRounds):
                 raise ValueError('by = "position" takes layers, and no ratio, target, count or list of rounds')
         elif self.layers is not None or asked != 1:
             raise ValueError(f'by = "{self.by}" takes one of ratio, target, count or a list of rounds, and no layers')
-        if isinstance(self.rounds, tuple) and list(self.rounds) != sorted(set(self.rounds)):
-            raise ValueError("a list of rounds ascends: each rate counts from the beginning")
+        check_ascending(self)
         return self
 
     @property

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgecompress.errors import TechniqueError
-from edgecompress.techniques.rounds import InRounds, aim, carry_out
+from edgecompress.techniques.rounds import InRounds, aim, carry_out, check_ascending
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
@@ -46,8 +46,7 @@ class Factorize(InRounds):
             raise ValueError("give one of rank, energy, ratio, target, or a list of rounds")
         if (self.rank or self.energy) and self.rounds != 1:
             raise ValueError("rounds go with a ratio or a target: a rank or an energy is reached at once")
-        if isinstance(self.rounds, tuple) and list(self.rounds) != sorted(set(self.rounds)):
-            raise ValueError("a list of rounds ascends: each rate counts from the beginning")
+        check_ascending(self)
         return self
 
     @property

@@ -216,10 +216,3 @@ def _remembered(context: Context, number: int) -> Mapping[str, Mapping[str, torc
             if (folder / place / OPTIMIZER).exists():
                 return load_optimizer_state(folder / place)
     return None
-
-
-def prunable(model: Model) -> list[torch.Tensor]:
-    """Weights and biases of every attention and feed-forward matrix of the layers that are left."""
-    from edgecompress.techniques.sparsity import pieces_of
-
-    return [piece.tensor for piece in pieces_of(model)]

@@ -74,7 +74,13 @@ def check_amount(technique: InRounds, *, otherwise: bool = False) -> None:
             if otherwise
             else "give one of ratio, target, or a list of rounds"
         )
-    if listed and (not technique.rounds or list(technique.rounds) != sorted(set(technique.rounds))):  # type: ignore[arg-type]
+    check_ascending(technique)
+
+
+def check_ascending(technique: InRounds) -> None:
+    """Raise a ValueError if the rounds are a list that does not ascend, or is empty: it would remove nothing."""
+    listed = technique.rounds
+    if isinstance(listed, tuple) and (not listed or list(listed) != sorted(set(listed))):
         raise ValueError("a list of rounds ascends: each rate counts from the beginning")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -124,22 +123,8 @@ class Corpus:
         Raises:
             AudioError: not readable, columns missing, nothing that fits, or no usable audio.
         """
-        rows = _rows(manifest)
-        lacking = sorted({"path", *(["dataset"] if datasets else []), *(where or {})} - set(rows[0]))
-        if lacking:
-            raise AudioError(f"{manifest}: no column {lacking[0]!r}", hint=f"there are: {', '.join(rows[0])}")
-        unknown = sorted(set(datasets) - {row["dataset"] for row in rows}) if datasets else []
-        if unknown:
-            known = ", ".join(sorted({row["dataset"] for row in rows}))
-            raise AudioError(f"{manifest} lists nothing of dataset {unknown[0]!r}", hint=f"there are: {known}")
-        fit = [
-            row
-            for row in rows
-            if row["path"] and (not datasets or row["dataset"] in datasets) and (where or {}).items() <= row.items()
-        ]
-        if not fit:
-            raise AudioError(f"{manifest}: no row with {where}", hint="see the columns of the manifest")
-        return cls._read(manifest.parent, [(row["path"], row) for row in fit], keep_bytes)
+        rows = audio.manifest_rows(manifest, datasets, where)
+        return cls._read(manifest.parent, [(row["path"], row) for row in rows], keep_bytes)
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) -> Corpus:
@@ -293,16 +278,3 @@ def _header(path: Path, name: str) -> tuple[_Kept | _OnDisk, int]:
     if samples < audio.MINIMUM_SAMPLES:
         raise AudioError(f"{name}: only {samples} samples at 16 kHz", hint="25 ms is the shortest a model can see")
     return _OnDisk(path, path.stat().st_size), samples
-
-
-def _rows(manifest: Path) -> list[dict[str, str]]:
-    try:
-        with manifest.open(newline="", encoding="utf-8") as stream:
-            rows = [
-                {key: value or "" for key, value in row.items() if key is not None} for row in csv.DictReader(stream)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as cause:
-        raise AudioError(f"{manifest}: not readable ({cause})", hint="a manifest is a CSV file") from cause
-    if not rows:
-        raise AudioError(f"{manifest}: no rows", hint="a manifest is a CSV file with a column 'path'")
-    return rows

@@ -12,7 +12,15 @@ from edgecompress.errors import TechniqueError
 from edgecompress.training import Batch, Loss
 from edgecompress.training.masked_prediction import targets_for
 from edgecompress.training.masking import spans
-from edgecompress.training.parts import Student, encoder_parts, frame_logits, frame_mask, head_parts, held_fixed
+from edgecompress.training.parts import (
+    Student,
+    encoder_parts,
+    frame_head,
+    frame_logits,
+    frame_mask,
+    head_parts,
+    held_fixed,
+)
 from edgecompress.training.settings import MaskedPrediction
 from edgecompress.training.targets import NO_LABEL, frame_samples
 from edgecompress.training.teacher import Teacher, teacher_of
@@ -125,7 +133,7 @@ def need_logits(model: Model, whose: str) -> None:
 
 def need_frames(model: Model, clusters: int) -> None:
     """Raise a TechniqueError unless the model's head answers frame by frame, for as many clusters or more."""
-    head = getattr(model.network, "cluster_head", None) or getattr(model.network, "lm_head", None)
+    head = frame_head(model)
     if head is None:
         raise TechniqueError(
             f"{model.architecture} answers for whole clips: there are no frames to give clusters to",

@@ -142,6 +142,11 @@ def collate(model: Model, clips: list[Any], silence_s: float | None = None) -> I
         return model.collate(clips, positions=positions)
 
 
+def frame_head(model: Model) -> nn.Linear | None:
+    """The head that answers frame by frame (clusters, CTC); None where there is none, or it answers for whole clips."""
+    return getattr(model.network, "cluster_head", None) or getattr(model.network, "lm_head", None)
+
+
 def frame_logits(model: Model, inputs: Inputs, hide: torch.Tensor | None) -> torch.Tensor:
     """``Model.logits``; with frames hidden (batch, frames) for heads that answer frame by frame.
 
@@ -150,7 +155,7 @@ def frame_logits(model: Model, inputs: Inputs, hide: torch.Tensor | None) -> tor
     """
     if hide is None:
         return model.logits(inputs)
-    head = getattr(model.network, "cluster_head", None) or getattr(model.network, "lm_head", None)
+    head = frame_head(model)
     if head is None:
         raise TechniqueError(
             f"{model.architecture} answers for whole clips: there are no hidden frames to look at",
