@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from edgecompress import cost
+from edgecompress import cost, paths
 from edgecompress.audio import read_clip
 from edgecompress.errors import AudioError, ModelError
 from edgecompress.exporters import export, runner
@@ -101,14 +99,14 @@ def test_host_graph_and_double_precision_agree_on_noise_tones_and_silence(bins):
         np.testing.assert_allclose(in_torch_graph(clip, bins), wanted, atol=1e-4)
 
 
-SPEECH = os.environ.get("EDGECOMPRESS_SPEECH", "")
+SPEECH = paths.expand("${EDGECOMPRESS_SPEECH}")
 
 
-@pytest.mark.skipif(not Path(SPEECH).is_dir() or not SPEECH, reason="EDGECOMPRESS_SPEECH is not a folder")
+@pytest.mark.skipif(not SPEECH.is_dir(), reason="EDGECOMPRESS_SPEECH is not a folder")
 def test_host_and_graph_agree_on_real_speech():
     """To 1e-4 but for one value in ten thousand: Kaldi's float32 is 8e-4 off in bins that are near silent."""
     apart = []
-    for path in sorted(Path(SPEECH).rglob("*.flac"))[::400]:
+    for path in sorted(SPEECH.rglob("*.flac"))[::400]:
         clip = read_clip(path).samples
         apart.append(np.abs(log_mel(clip, 40) - in_torch_graph(clip, 40)).ravel())
     values = np.concatenate(apart)

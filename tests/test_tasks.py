@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from edgecompress import DropLayers, TrimContext, plugins
+from edgecompress import DropLayers, TrimContext, paths, plugins
 from edgecompress.audio import Clip, read_clip
 from edgecompress.errors import AudioError, ModelError
 from edgecompress.model import load
@@ -249,9 +248,8 @@ def test_words_cannot_be_read_without_a_tokenizer() -> None:
 
 
 # --- real weights and real speech ------------------------------------------------------------------------------------
-SHARED = Path(__file__).parents[2] / "shared"
-WHISPER = Path(os.environ.get("EDGECOMPRESS_MODELS") or SHARED / "models") / "whisper-tiny.en"
-SPEECH = Path(os.environ.get("EDGECOMPRESS_SPEECH") or SHARED / "speech")
+WHISPER = paths.expand("${EDGECOMPRESS_MODELS}/whisper-tiny.en")
+SPEECH = paths.expand("${EDGECOMPRESS_SPEECH}")
 
 
 @pytest.mark.skipif(not WHISPER.is_dir(), reason="EDGECOMPRESS_MODELS has no whisper-tiny.en")
