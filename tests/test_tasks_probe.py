@@ -257,27 +257,33 @@ def test_a_manifest_is_found_by_a_variable_too(tmp_path: Path, monkeypatch: pyte
     assert Probe().truth_files == ("manifest.csv",)
 
 
-def test_a_setting_is_chosen_on_training_recordings_alone_by_a_group_of_its_own_or_a_third_of_each_label() -> None:
+def test_a_setting_is_chosen_on_training_recordings_alone_by_every_group_in_turn_or_thirds_of_each_label() -> None:
     def rows(groups: str, labels: str) -> list[Labelled]:
         clip = Clip("x", np.zeros(400, np.float32))
         return [Labelled(clip, label, group, "") for group, label in zip(groups, labels, strict=True)]
 
+    def inner(rows: list[Labelled], fold: Fold, **parts: int) -> list[tuple[list[int], list[int]]]:
+        return [(part.train.tolist(), part.test.tolist()) for part in held_back(rows, fold, **parts)]
+
+    three = rows("aabbcc", "xyxyxy")
     fold = Fold("b", np.array([0, 1, 4, 5]), np.array([2, 3]))
-    grouped = held_back(rows("aabbcc", "xyxyxy"), fold)
-    assert (grouped.train.tolist(), grouped.test.tolist()) == ([0, 1], [4, 5])
-    one_group = [" "] * 7
+    assert inner(three, fold) == [([4, 5], [0, 1]), ([0, 1], [4, 5])]
+    many = Fold("c", np.array([0, 1, 2, 3]), np.array([4, 5]))
+    assert inner(rows("abcdee", "xyxyxy"), many, parts=2) == [([1, 3], [0, 2]), ([0, 2], [1, 3])]
+    one_group = rows(" " * 7, "xxxyyyx")
     fold = Fold("draw 0", np.arange(6), np.array([6]))
-    thirds = held_back(rows("".join(one_group), "xxxyyyx"), fold)
-    assert (thirds.train.tolist(), thirds.test.tolist()) == ([0, 1, 3, 4], [2, 5])
+    assert inner(one_group, fold) == [([1, 2, 4, 5], [0, 3]), ([0, 2, 3, 5], [1, 4]), ([0, 1, 3, 4], [2, 5])]
+    assert inner(one_group, Fold("draw 0", np.array([0, 3]), np.array([6]))) == []
 
 
 def test_noise_in_many_units_is_penalised_more_than_a_clear_label() -> None:
 
-    fold = Fold("", np.arange(4), np.arange(4, 8))
+    folds = [Fold("", np.arange(4), np.arange(4, 8)), Fold("", np.arange(4, 8), np.arange(4))]
     numbers = np.array([0, 1, 0, 1, 0, 1, 0, 1])
     only_strong = _best_penalty(
-        fold, lambda fold, penalty: numbers[fold.test] if penalty == 100 else 1 - numbers[fold.test], numbers
+        folds, lambda fold, penalty: numbers[fold.test] if penalty == 100 else 1 - numbers[fold.test], numbers
     )
     assert only_strong == 100
-    assert _best_penalty(fold, lambda fold, penalty: numbers[fold.test], numbers) == max(PENALTIES)
-    assert _best_penalty(fold, lambda fold, penalty: numbers[fold.test] ^ int(penalty > 1), numbers) == 1
+    assert _best_penalty(folds, lambda fold, penalty: numbers[fold.test], numbers) == max(PENALTIES)
+    assert _best_penalty(folds, lambda fold, penalty: numbers[fold.test] ^ int(penalty > 1), numbers) == 1
+    assert _best_penalty([], lambda fold, penalty: numbers[fold.test], numbers) == 10

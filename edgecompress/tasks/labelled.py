@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -164,22 +165,26 @@ def few_takes(
         yield _fold(f"draw {draw}", train, np.setdiff1d(np.flatnonzero(tests), train))
 
 
-def held_back(rows: Sequence[Labelled], fold: Fold) -> Fold:
-    """A fold within a fold's training recordings, to choose a setting by: nothing of what is scored is looked at.
+def held_back(rows: Sequence[Labelled], fold: Fold, parts: int = 5) -> list[Fold]:
+    """Folds within a fold's training recordings, to choose a setting by: nothing of what is scored is looked at.
 
-    The next group in the alphabet is held back where there are groups, else every third recording of each label.
+    Each group is held back once where there are groups (in ``parts`` lots where they are more), else each third of the
+    recordings of every label. A single group held back would let its own oddities choose. What leaves nothing to train
+    on or to look at is no fold.
     """
-    groups = sorted({rows[row].group for row in fold.train.tolist()})
+    names = [rows[row].group for row in fold.train.tolist()]
+    groups = sorted(set(names))
     if len(groups) > 1:
-        name = next((group for group in groups if group > fold.name), groups[0])
-        held = np.array([rows[row].group == name for row in fold.train.tolist()])
+        parts = min(parts, len(groups))
+        lots = np.array([groups.index(name) % parts for name in names])
     else:
-        seen: dict[str, int] = {}
-        held = np.zeros(len(fold.train), dtype=bool)
+        parts, seen = 3, Counter[str]()
+        lots = np.zeros(len(fold.train), dtype=int)
         for place, row in enumerate(fold.train.tolist()):
-            seen[rows[row].label] = number = seen.get(rows[row].label, -1) + 1
-            held[place] = number % 3 == 2
-    return Fold(fold.name, fold.train[~held], fold.train[held])
+            lots[place] = seen[rows[row].label] % parts
+            seen[rows[row].label] += 1
+    held = [lots == part for part in range(parts)]
+    return [Fold(fold.name, fold.train[~out], fold.train[out]) for out in held if out.any() and not out.all()]
 
 
 def _in_split(rows: Sequence[Labelled], split: str | None) -> np.ndarray:

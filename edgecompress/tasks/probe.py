@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -29,8 +29,8 @@ class Probe:
     ``protocol = "leave_one_group_out"``: for every value of the column ``group`` (speakers), a probe is trained on all
     the others and scored on it. ``"few_takes"``: ``takes`` recordings of each class from the split ``train``, scored on the
     split ``test``, ``draws`` times over. ``train_split`` and ``test_split`` narrow either: give ``test_split = "test"``
-    where the encoder itself has heard the rest. Unless ``penalty`` says it, each probe's is chosen among 1, 10 and 100 on
-    a part of its training recordings that is held back (another group, or a third of each class): a weak one fits the
+    where the encoder itself has heard the rest. Unless ``penalty`` says it, each probe's is chosen among 1, 10 and 100 by
+    cross-validation within its training recordings (group by group, or by thirds of each class): a weak one fits the
     speakers, a strong one starves ten takes a class.
     """
 
@@ -161,11 +161,13 @@ class Probe:
         return Result("accuracy", True, items, labels.skipped, {**asked, **conditions})
 
 
-def _best_penalty(fold: Fold, guess: Guess, numbers: np.ndarray) -> float:
-    """The penalty with which the probe is right most often on training data held back (the greatest of equal ones, 10 if there is none)."""
-    if not len(fold.test):
+def _best_penalty(folds: Sequence[Fold], guess: Guess, numbers: np.ndarray) -> float:
+    """The penalty that is right most often on what the folds hold back: the greatest of equal ones, 10 without folds."""
+    if not folds:
         return PENALTIES[1]
-    right = {penalty: float((guess(fold, penalty) == numbers[fold.test]).mean()) for penalty in PENALTIES}
+    right = {
+        penalty: sum(int((guess(fold, penalty) == numbers[fold.test]).sum()) for fold in folds) for penalty in PENALTIES
+    }
     return max(PENALTIES, key=lambda penalty: (right[penalty], penalty))
 
 
