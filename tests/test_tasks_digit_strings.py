@@ -239,3 +239,13 @@ def test_a_speaker_with_too_few_recordings_and_an_unknown_noise_are_refused(tmp_
         with pytest.raises(AudioError, match=says) as caught:
             task.score_model(tiny("hubert"), str(tmp_path))
         assert caught.value.hint
+
+
+def test_states_are_heard_as_means_over_80_ms_and_a_rest_that_is_not_full_is_left_out() -> None:
+    states = torch.arange(2 * 9 * 1).reshape(2, 9, 1).half()
+    stride = ctc.stride_of([states, states], 18 * 0.02)
+    assert stride == 4
+    assert ctc.averaged(states, stride)[:, :, 0].tolist() == [[1.5, 5.5], [10.5, 14.5]]
+    assert ctc.stride_of([states], 9 * 0.01) == 8
+    assert ctc.stride_of([states], 9 * 0.2) == 1
+    assert ctc.averaged(states, 1).tolist() == states.tolist()

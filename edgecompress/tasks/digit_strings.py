@@ -45,8 +45,8 @@ class DigitStrings:
     noise: str | None = None
     strings: Annotated[int, Field(ge=1, description="strings of each speaker")] = 60
     folds: Annotated[int | None, Field(ge=1)] = None
-    steps: Annotated[int, Field(ge=1, description="of the head's training")] = 300
-    learning_rate: Annotated[float, Field(gt=0, description="of the head")] = 3e-3
+    steps: Annotated[int, Field(ge=1, description="of the head's training")] = 600
+    learning_rate: Annotated[float, Field(gt=0, description="of the head")] = 5e-3
     finetune: Annotated[int, Field(ge=0, description="further steps in which the encoder trains too")] = 0
     finetune_rate: Annotated[float, Field(gt=0, description="of the encoder, while it trains")] = 1e-4
     seed: Annotated[int, Field(ge=0)] = 0
@@ -62,7 +62,9 @@ class DigitStrings:
         from edgecompress.tasks import ctc, encoding
 
         work = self._prepare(folder)
-        states = encoding.frame_states(model, work.clips, say)
+        frames = encoding.frame_states(model, work.clips, say)
+        stride = ctc.stride_of(frames, work.seconds)
+        states = [ctc.averaged(each, stride) for each in frames]
 
         def read(name: str, train: list[int], test: list[int]) -> tuple[list[list[int]], list[float]]:
             head = self._head(work, states, train)
@@ -71,14 +73,17 @@ class DigitStrings:
             twin = model.clone()
             heard = [work.clips[row].samples for row in train]
             wanted = [work.wanted[row] for row in train]
-            ctc.finetune(twin, head, heard, wanted, self.finetune, self.finetune_rate, self.seed)
-            return ctc.read(head, encoding.frame_states(twin, [work.clips[row] for row in test])), head.shares.tolist()
+            ctc.finetune(
+                twin, head, heard, wanted, stride=stride, steps=self.finetune, rate=self.finetune_rate, seed=self.seed
+            )
+            tuned = encoding.frame_states(twin, [work.clips[row] for row in test])
+            return ctc.read(head, [ctc.averaged(each, stride) for each in tuned]), head.shares.tolist()
 
         trained = {"encoder_trained_steps": self.finetune} if self.finetune else {"encoder": "frozen"}
         return self._result(work, read, trained, say)
 
     def baseline(self, folder: str | None, say: Progress | None = None) -> Result:
-        """The same head on log-mel alone, two frames of 10 ms at a time: what no encoder has to beat.
+        """The same head on log-mel alone, two frames of 10 ms at a time, averaged as states are: what no encoder has to beat.
 
         Raises:
             AudioError: the manifest has not what is asked for.
@@ -93,6 +98,8 @@ class DigitStrings:
             frames = torch.from_numpy(encoding.log_mel(clip, MEL_BINS))
             whole = frames.shape[0] // MEL_FRAMES
             states.append(frames[: whole * MEL_FRAMES].reshape(1, whole, -1))
+        stride = ctc.stride_of(states, work.seconds)
+        states = [ctc.averaged(each, stride) for each in states]
         if say:
             say(f"log-mel of {len(states)} strings")
 
@@ -125,12 +132,11 @@ class DigitStrings:
     def _head(self, work: Work, states: Sequence[torch.Tensor], train: list[int]) -> Any:
         from edgecompress.tasks import ctc
 
-        seconds = sum(clip.seconds for clip in work.clips)
         return ctc.train_head(
             [states[row] for row in train],
             [work.wanted[row] for row in train],
             len(work.labels.classes),
-            frames_per_second=sum(each.shape[1] for each in states) / seconds,
+            frames_per_second=sum(each.shape[1] for each in states) / work.seconds,
             steps=self.steps,
             rate=self.learning_rate,
             seed=self.seed,
@@ -170,6 +176,10 @@ class Work:
     @property
     def clips(self) -> list[Clip]:
         return [one.clip for one in self.strings]
+
+    @property
+    def seconds(self) -> float:
+        return sum(clip.seconds for clip in self.clips)
 
     @property
     def wanted(self) -> list[list[int]]:
