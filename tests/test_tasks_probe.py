@@ -277,7 +277,6 @@ def test_a_setting_is_chosen_on_training_recordings_alone_by_every_group_in_turn
 
 
 def test_noise_in_many_units_is_penalised_more_than_a_clear_label() -> None:
-
     folds = [Fold("", np.arange(4), np.arange(4, 8)), Fold("", np.arange(4, 8), np.arange(4))]
     numbers = np.array([0, 1, 0, 1, 0, 1, 0, 1])
     only_strong = _best_penalty(

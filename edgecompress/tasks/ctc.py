@@ -69,9 +69,20 @@ class Head(nn.Module):
         return torch.log_softmax(self.linear(self.drop(heard)), dim=-1)
 
 
+def frame_rate(states: Sequence[torch.Tensor], seconds: float) -> float:
+    """Frames a second, of clips (states, frames, width) that last so many ``seconds`` together."""
+    return sum(each.shape[1] for each in states) / seconds
+
+
 def stride_of(states: Sequence[torch.Tensor], seconds: float) -> int:
     """How many frames ``STEP_S`` has, of clips (states, frames, width) that last so many ``seconds`` together."""
-    return max(1, round(STEP_S * sum(each.shape[1] for each in states) / seconds))
+    return max(1, round(STEP_S * frame_rate(states, seconds)))
+
+
+def slowed(states: Sequence[torch.Tensor], seconds: float) -> tuple[list[torch.Tensor], int]:
+    """Clips (states, frames, width) that last so many ``seconds``, :func:`averaged` over ``STEP_S``, and that stride."""
+    stride = stride_of(states, seconds)
+    return [averaged(each, stride) for each in states], stride
 
 
 def averaged(states: torch.Tensor, stride: int) -> torch.Tensor:

@@ -62,9 +62,7 @@ class DigitStrings:
         from edgecompress.tasks import ctc, encoding
 
         work = self._prepare(folder)
-        frames = encoding.frame_states(model, work.clips, say)
-        stride = ctc.stride_of(frames, work.seconds)
-        states = [ctc.averaged(each, stride) for each in frames]
+        states, stride = ctc.slowed(encoding.frame_states(model, work.clips, say), work.seconds)
 
         def read(name: str, train: list[int], test: list[int]) -> tuple[list[list[int]], list[float]]:
             head = self._head(work, states, train)
@@ -98,8 +96,7 @@ class DigitStrings:
             frames = torch.from_numpy(encoding.log_mel(clip, MEL_BINS))
             whole = frames.shape[0] // MEL_FRAMES
             states.append(frames[: whole * MEL_FRAMES].reshape(1, whole, -1))
-        stride = ctc.stride_of(states, work.seconds)
-        states = [ctc.averaged(each, stride) for each in states]
+        states, _ = ctc.slowed(states, work.seconds)
         if say:
             say(f"log-mel of {len(states)} strings")
 
@@ -136,7 +133,7 @@ class DigitStrings:
             [states[row] for row in train],
             [work.wanted[row] for row in train],
             len(work.labels.classes),
-            frames_per_second=sum(each.shape[1] for each in states) / work.seconds,
+            frames_per_second=ctc.frame_rate(states, work.seconds),
             steps=self.steps,
             rate=self.learning_rate,
             seed=self.seed,

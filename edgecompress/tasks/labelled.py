@@ -173,10 +173,10 @@ def held_back(rows: Sequence[Labelled], fold: Fold, parts: int = 5) -> list[Fold
     on or to look at is no fold.
     """
     names = [rows[row].group for row in fold.train.tolist()]
-    groups = sorted(set(names))
+    groups = {name: number for number, name in enumerate(sorted(set(names)))}
     if len(groups) > 1:
         parts = min(parts, len(groups))
-        lots = np.array([groups.index(name) % parts for name in names])
+        lots = np.array([groups[name] % parts for name in names])
     else:
         parts, seen = 3, Counter[str]()
         lots = np.zeros(len(fold.train), dtype=int)

@@ -128,12 +128,12 @@ class Probe:
 
     def _result(self, labels: Labels, folds: list[Fold], guess: Guess, conditions: dict[str, Any]) -> Result:
         """One item a recording: how often it was told right, of how often it was asked."""
-        classes = labels.classes
+        classes, numbers = labels.classes, _numbers(labels)
         right: dict[int, int] = {}
         said: dict[int, list[str]] = {}
         by_fold, penalties = {}, {}
         for fold in folds:
-            penalties[fold.name] = self.penalty or _best_penalty(held_back(labels.rows, fold), guess, _numbers(labels))
+            penalties[fold.name] = self.penalty or _best_penalty(held_back(labels.rows, fold), guess, numbers)
             guesses = guess(fold, penalties[fold.name])
             wanted = [labels.rows[row].label for row in fold.test.tolist()]
             answers = [classes[number] for number in guesses.tolist()]
