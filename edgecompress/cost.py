@@ -65,7 +65,7 @@ def of_export(model: Model, seconds: float, file_bytes: int, takes: str | None =
 
     whole = measure(model, seconds)
     counted = whole.macs
-    if form_of(model, takes).log_mel:
+    if getattr(form_of(model, takes), "log_mel", False):
         parts = {"log_mel": LogMel(settings_of(model)).macs(round(seconds * SAMPLE_RATE)), **counted.parts}
         total = sum(parts.values())
         counted = Macs(total=total, per_second=total / seconds, parts=parts)

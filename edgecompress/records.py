@@ -6,11 +6,9 @@ counts per clip); whatever they mean is computed when they are read (``stats``, 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from edgecompress.disk import canonical_json as canonical_json
 from edgecompress.disk import content_key as content_key
@@ -18,61 +16,11 @@ from edgecompress.disk import file_sha256 as file_sha256
 from edgecompress.disk import now as now
 from edgecompress.disk import whole_folder as whole_folder
 from edgecompress.disk import write_text as write_text
-from edgecompress.errors import RecordError
-
-RecordT = TypeVar("RecordT", bound="Record")
-AGAIN = "remove it; the next run writes it again"
+from edgecompress.schema import Part as Part
+from edgecompress.schema import Record as Record
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
-class Part(BaseModel):
-    """A piece of a record: frozen, and no key that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Record(Part):
-    """A JSON file with a schema name and version; the base of everything below."""
-
-    schema_: str = Field(alias="schema")
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
-
-    def json_text(self) -> str:
-        """Readable JSON with sorted keys and a newline at the end."""
-        values = self.model_dump(by_alias=True, mode="json")
-        return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-    def write(self, path: Path) -> None:
-        """Write the record whole or not at all."""
-        write_text(path, self.json_text())
-
-    @classmethod
-    def read(cls: type[RecordT], path: Path) -> RecordT:
-        """Read and check a record.
-
-        Raises:
-            RecordError: missing file, broken JSON, another schema, or a field that does not fit.
-        """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as cause:
-            raise RecordError(f"{path}: no such file", hint="is this a folder that edgecompress wrote?") from cause
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as cause:
-            raise RecordError(f"{path}: not readable as JSON ({cause})", hint=AGAIN) from cause
-        wanted = cls.model_fields["schema_"].default
-        found = data.get("schema") if isinstance(data, dict) else None
-        if found != wanted:
-            raise RecordError(
-                f"{path}: schema {found!r}, wanted {wanted!r}", hint="written by another version of edgecompress?"
-            )
-        try:
-            return cls.model_validate(data)
-        except ValidationError as cause:
-            first = cause.errors()[0]
-            where = ".".join(str(step) for step in first["loc"])
-            raise RecordError(f"{path}: {where}: {first['msg']}", hint=AGAIN) from cause
-
-
 class Parameters(Part):
     """Numbers of parameters: all that are stored, and those that are not zero."""
 
@@ -222,23 +170,34 @@ class Tolerance(Part):
 
 
 class ParityCase(Part):
-    """One comparison with torch. ``length`` counts samples or mel frames; ``relative`` is max_abs / max|reference|."""
+    """One comparison with torch. ``length`` counts samples or mel frames; ``relative`` is max_abs / max|reference|.
+
+    ``signal`` is what was fed: noise, speech, or a synthetic voice; ``padded`` says that rows were of unlike lengths.
+    """
 
     batch: int
     length: int
     output: str
+    signal: str = "noise"
+    padded: bool = False
     max_abs: float
     relative: float
     cosine: float
 
 
 class Parity(Part):
-    """All comparisons of one artifact with torch, and the tolerance they kept."""
+    """The certificate of one artifact: all comparisons with torch, the tolerance they kept, and the conditions.
+
+    ``conditions`` are versions and options of the runtime, among them the precision it was held to. ``scores`` are a
+    task's values for this file and for torch on the same clips, where one was asked for.
+    """
 
     reference: str = "torch"
     runtime: str
     tolerance: Tolerance
     cases: list[ParityCase]
+    conditions: dict[str, Any] = {}
+    scores: list[dict[str, Any]] = []
 
 
 class Golden(Part):
@@ -250,7 +209,11 @@ class Golden(Part):
 
 
 class AudioShape(Part):
-    """How audio becomes the input: unit of the time axis, units per second, and the longest audio the model can see."""
+    """How audio becomes the input: unit of the time axis, units per second, and the longest audio the model can see.
+
+    ``lengths``: the fixed lengths that the file holds, to which shorter input is padded; ``layout``: the dimensions of
+    the input, in order; ``preparation``: what must be done to samples before they are fed.
+    """
 
     sample_rate: int = 16000
     input: str
@@ -258,6 +221,9 @@ class AudioShape(Part):
     per_second: float
     golden_seconds: float
     max_seconds: float | None = None
+    lengths: list[int] = []
+    layout: list[str] = []
+    preparation: dict[str, Any] = {}
 
 
 class Artifact(Record):
@@ -277,7 +243,7 @@ class Artifact(Record):
     golden: Golden
     parity: Parity
     quantized_nodes: int | None = None
-    audio: AudioShape
+    audio: AudioShape | None = None
     cost: Cost
     source: Source
     lineage: dict[str, Any] = {}

@@ -15,8 +15,7 @@ import pytest
 
 from edgecompress.errors import ExportError
 from edgecompress.exporters import export
-from edgecompress.exporters.parity import distances, probe_lengths, torch_answer
-from edgecompress.exporters.tracing import noise
+from edgecompress.exporters.parity import distances
 from edgecompress.model import Model
 from edgecompress.model.forms import form_of
 from edgecompress.records import Artifact
@@ -43,13 +42,14 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return model, root
 
 
-def test_parity_was_checked_at_five_lengths_from_the_least_and_in_batches(exported: tuple[Model, Path]) -> None:
+def test_parity_was_checked_at_six_lengths_from_the_least_and_in_batches(exported: tuple[Model, Path]) -> None:
     model, root = exported
     for precision in ("fp32", "int8"):
         artifact = Artifact.read(root / precision / "artifact.json")
-        cases = {(case.batch, case.length) for case in artifact.parity.cases}
-        assert {length for batch, length in cases if batch == 1} == set(probe_lengths(model))
-        assert len({length for _, length in cases}) >= 5
+        cases = {(case.batch, case.length) for case in artifact.parity.cases if case.signal == "noise"}
+        assert [case.signal for case in artifact.parity.cases].count("synthetic") == 1
+        assert {length for batch, length in cases if batch == 1} == set(form_of(model).lengths(model))
+        assert len({length for _, length in cases}) >= 6
         assert {batch for batch, _ in cases} == {1, 3}
         assert min(length for _, length in cases) == (400 if model.context_positions is None else 2)
     assert max(case.relative for case in Artifact.read(root / "fp32" / "artifact.json").parity.cases) < 1e-4
@@ -58,9 +58,10 @@ def test_parity_was_checked_at_five_lengths_from_the_least_and_in_batches(export
 def test_a_length_and_batch_that_nobody_tried_work_too(exported: tuple[Model, Path]) -> None:
     model, root = exported
     form = form_of(model)
-    inputs = noise(model, form, 2, 138 if model.context_positions else 12_345, seed=5)
-    said = open_file(root / "fp32").run(None, {form.input_name: inputs.numpy()})[0]
-    assert distances(said, torch_answer(model, inputs, form))["relative"] < 1e-4
+    (inputs,) = form.example(model, 2, 138 if model.context_positions else 12_345, seed=5)
+    feeds = {form.input_name: inputs.numpy()}
+    said = open_file(root / "fp32").run(None, feeds)[0]
+    assert distances(said, form.answer(model, feeds)[form.outputs[0].name])["relative"] < 1e-4
 
 
 def test_int8_is_smaller_and_says_how_many_nodes_are_quantised(exported: tuple[Model, Path]) -> None:
@@ -69,7 +70,7 @@ def test_int8_is_smaller_and_says_how_many_nodes_are_quantised(exported: tuple[M
     assert full.quantized_nodes is None
     assert small.quantized_nodes is not None
     assert small.quantized_nodes >= 6 * LAYERS  # all six matrices of each layer
-    fixed = 850_000 if form_of(model).log_mel else 0  # the matrix of the log-mel frames stays as precise as it was
+    fixed = 850_000 if model.family == "melhubert" else 0  # the matrix of the log-mel frames stays as precise as it was
     assert small.files["model.onnx"].bytes - fixed < 0.75 * (full.files["model.onnx"].bytes - fixed)
     weights = {each.name: each for each in onnx.load(str(root / "int8" / "model.onnx")).graph.initializer}
     kinds = {onnx.TensorProto.DataType.Name(each.data_type) for each in weights.values()}

@@ -14,7 +14,7 @@ import edgecompress
 from edgecompress import cost
 from edgecompress.errors import AudioError, ModelError
 from edgecompress.model import load, save
-from edgecompress.model.forms import exportable
+from edgecompress.model.forms import form_of
 from tests.library import assert_differ, assert_same, library_network, says
 from tests.models import FAMILIES, VARIANT_NAMES, VARIANTS, example, filled_mask, noise_clip, tiny
 
@@ -186,7 +186,7 @@ def test_the_form_that_leaves_torch_says_what_the_library_says(
     task_head = variant.get("head", "Model") not in ("Model", "ForConditionalGeneration", "ForPreTraining")
     name = "logits" if task_head else "last_hidden_state"
     wanted = theirs[name] if family != "whisper" or name == "logits" else theirs["encoder_last_hidden_state"]
-    form = exportable(model, None if model.anatomy.front_end_kind == "convolutions" else "features")
+    form = form_of(model, None if model.anatomy.front_end_kind == "convolutions" else "features").module(model)
     assert_same({"output": form(inputs)}, {"output": wanted})
     assert not form.training
 
@@ -196,7 +196,7 @@ def test_whispers_form_takes_shorter_audio_as_a_shorter_context_does(head: str, 
     saved(tmp_path, "whisper", head=head)
     model = load(tmp_path)
     inputs = example(model, length=90)
-    said = exportable(model)(inputs)
+    said = form_of(model).module(model)(inputs)
     model.keep_context(45)
     assert_same({"output": said}, {"output": model.encode(inputs)})
 

@@ -128,7 +128,7 @@ def _artifact(folder: Path, artifact: Artifact, source: str | None) -> tuple[Sub
         hint = "add --source with the model it was made from"
         raise ModelError(f"{folder} holds only what runs on the device: its source is needed too", hint=hint)
     original = around = _the_source(source, artifact.source.sha256)
-    seconds = artifact.audio.max_seconds
+    seconds = artifact.audio.max_seconds if artifact.audio else None
     if seconds and original.max_seconds and seconds < original.max_seconds:
         around = original.clone()
         around.keep_context(round(seconds * POSITIONS_PER_SECOND))

@@ -8,54 +8,39 @@ stored, and ``artifact.json`` says what is there. The folder appears whole or no
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgecompress import plugins, records
 from edgecompress.errors import EdgeCompressError, ExportError
-from edgecompress.records import Artifact, Tensor
+from edgecompress.exporters.order import Options, Order, Written
+from edgecompress.records import Artifact
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgecompress.exporters.parity import Runner
     from edgecompress.model import Model
-    from edgecompress.model.forms import Form
 
-__all__ = ["Exporter", "Written", "export", "runner"]
-
-
-@dataclass(frozen=True)
-class Written:
-    """What an exporter wrote into the folder it was given; names are relative to it.
-
-    ``lineage`` is whatever the format adds to the record: the operator set, versions of the tools.
-    """
-
-    model_file: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    quantized_nodes: int | None = None
-    lineage: dict[str, Any] = field(default_factory=dict)
+__all__ = ["Exporter", "Options", "Order", "Written", "export", "runner"]
 
 
 class Exporter(Protocol):
-    """One format. ``runtime`` names the runtime that runs it, here and on the device."""
+    """One format. ``runtime`` names the runtime that runs it, here and on the device.
+
+    ``always_padded``: the file has a lengths input whether asked for or not, where the family can have one.
+    """
 
     format: str
     runtime: str
     precisions: tuple[str, ...]
+    always_padded: bool
 
-    def write(
-        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None, form: Form
-    ) -> Written:
-        """Write the model at one of ``precisions`` into ``folder``, to be fed as ``form`` says; it is in eval mode.
-
-        ``metadata`` goes into the file where the format can hold it. ``full`` is the fp32 file of the same weights in
-        this format, where one has been made already; its metadata is of another artifact.
+    def write(self, order: Order) -> Written:
+        """Write the model that an order describes into its folder.
 
         Raises:
             ExportError: this model cannot be written so.
@@ -63,7 +48,14 @@ class Exporter(Protocol):
         ...
 
     def open(self, file: Path) -> Runner:
-        """A function from named inputs to named outputs that runs the file in the runtime."""
+        """A function from named inputs to named outputs that runs the file in the runtime, held to float32.
+
+        It has an attribute ``conditions`` where there is more to say of how it runs than the runtime's name.
+        """
+        ...
+
+    def quantizable(self, file: Path) -> list[str]:
+        """Names of the parts of an fp32 file that quantisation may leave in fp32: ``Options.float_nodes``."""
         ...
 
 
@@ -95,6 +87,10 @@ def _converting(what: str, hint: str) -> Iterator[None]:
         raise
     except Exception as cause:
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            hint = "free some space; nothing was left behind"
+        if isinstance(cause, ImportError):
+            hint = "is the format's extra installed? `edgecompress doctor` says"
         raise ExportError(f"{what}: {first}", hint=hint) from cause
 
 
@@ -105,9 +101,12 @@ def export(
     *,
     precision: str = "fp32",
     input: str | None = None,
+    options: Options | None = None,
     recipe: str = "",
     name: str = "",
     clips: Sequence[np.ndarray] | None = None,
+    calibration_clips: Sequence[np.ndarray] = (),
+    calibration_feeds: Sequence[Mapping[str, np.ndarray]] = (),
     techniques: Sequence[Mapping[str, Any]] = (),
     checkpoint: str = "",
     calibration: Sequence[str] = (),
@@ -120,17 +119,21 @@ def export(
         model: waveform families are exported with their task head; Whisper as its encoder, or as a classifier.
         format: name of an exporter.
         folder: where the artifact goes; an old one is replaced, and stays if this fails.
-        precision: ``fp32`` or ``int8``, or what else the exporter offers.
+        precision: ``fp32``, or what else the exporter offers: ``fp16``, ``int8`` (dynamic), ``int8-static``,
+            ``int8-weights``, ``int4-weights``.
         input: ``waveform`` or ``features``, where a family has both forms: MelHuBERT makes its log-mel frames inside
             unless told otherwise.
+        options: fixed lengths, a lengths input, what stays in fp32, an older runtime to be read by.
         recipe: name of the recipe, for the record; empty for the untouched model.
         name: of the artifact; made of recipe (or source), format and precision if empty.
         clips: 16 kHz mono float32 audio for parity and the golden input; a synthetic clip is used without any.
+        calibration_clips: audio that ``int8-static`` takes the ranges of activations from. Not that which is scored.
+        calibration_feeds: inputs by name to calibrate with, for what takes no audio.
         techniques: the recipe's techniques as tables, for the record and the file's metadata.
         checkpoint: name of the folder that the model was loaded from, for the record.
         calibration: names of the clips that the techniques looked at, for the record: they are not to be scored.
         reuse: an fp32 artifact of this model in the same format, to start from instead of exporting again. Ignored
-            when it is missing or of other weights.
+            when it is missing, of other weights, or of other inputs.
         exporter: an exporter that is not installed as a plug-in.
 
     Raises:
@@ -145,23 +148,32 @@ def export(
     from edgecompress.model.forms import form_of
 
     exporter = exporter or plugins.find("exporters", format)()
+    options = options or Options()
     if precision not in exporter.precisions:
         raise ExportError(
             f"{exporter.format} has no precision {precision!r}",
             hint=plugins.nearest(precision, list(exporter.precisions)),
         )
-    form = form_of(model, input)
+    form = form_of(model, input, padded=options.padded or (exporter.always_padded and model.family != "whisper"))
     facts = lineage.facts(model, recipe, techniques)
-    full = lineage.matching_fp32(reuse, exporter.format, facts["weights_sha256"], form.input_name)
+    asked = lineage.shape_options(options)
+    full = lineage.matching_fp32(
+        reuse, exporter.format, facts["weights_sha256"], [port.name for port in form.inputs], asked
+    )
     with evaluating(model), records.whole_folder(Path(folder)) as beside:
         with _converting(f"{exporter.format} {precision}", "try another format or precision"):
-            metadata = lineage.metadata(facts, precision)
-            written = exporter.write(model, precision, beside, metadata, full, form)
+            order = Order(
+                model, form, precision, beside, lineage.metadata(facts, precision), full, options,
+                tuple(calibration_clips), tuple(calibration_feeds),
+            )  # fmt: skip
+            written = exporter.write(order)
             bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
             run = exporter.open(beside / written.model_file)
-        checked = parity.check(model, run, precision, exporter.runtime, clips, form)
-        kept = golden.write(model, precision, beside, clips, form)
+        conditions = getattr(run, "conditions", {})
+        checked = parity.check(model, run, precision, exporter.runtime, clips, form, written, conditions)
+        kept = golden.write(model, precision, beside, clips, form, written)
         del run
+        seconds = kept.audio.golden_seconds if kept.audio else 0.0
         artifact = Artifact(
             name=name or f"{recipe or model.origin.source.name}-{exporter.format}-{precision}",
             recipe=recipe,
@@ -177,10 +189,13 @@ def export(
             parity=checked,
             quantized_nodes=written.quantized_nodes,
             audio=kept.audio,
-            cost=cost.of_export(model, kept.audio.golden_seconds, bytes_written, form.takes),
+            cost=cost.of_export(model, seconds, bytes_written, form.takes),
             source=model.origin.source,
-            lineage={**facts, **written.lineage, "checkpoint": checkpoint, "calibration": list(calibration)},
+            lineage={
+                **facts, **written.lineage, "checkpoint": checkpoint, "calibration": list(calibration),
+                **({"options": asked} if asked else {}), **({"float_nodes": list(options.float_nodes)} if options.float_nodes else {}),
+            },
             tool=lineage.tool(),
-        )
+        )  # fmt: skip
         artifact.write(beside / "artifact.json")
     return artifact

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgecompress.exporters.parity import GOLDEN_TOLERANCES, tolerance_of, torch_answer
+from edgecompress.exporters.order import Written
+from edgecompress.exporters.parity import fitted, tolerance_of
+from edgecompress.exporters.preparation import preparation
 from edgecompress.model.forms import form_of
 from edgecompress.records import AudioShape, Golden
 
@@ -23,41 +25,62 @@ GOLDEN_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Kept:
-    """What the artifact's record says about the golden files, and how audio becomes the input."""
+    """What the artifact's record says about the golden files, and how audio becomes the input, where it does."""
 
     golden: Golden
-    audio: AudioShape
+    audio: AudioShape | None
 
 
 def write(
-    model: Model, precision: str, folder: Path, clips: Sequence[np.ndarray] | None = None, form: Form | None = None
+    model: Model,
+    precision: str,
+    folder: Path,
+    clips: Sequence[np.ndarray] | None = None,
+    form: Form | None = None,
+    written: Written | None = None,
 ) -> Kept:
-    """Write ``golden/<tensor>.npy`` for one input and one output, float32.
+    """Write ``golden/<tensor>.npy`` for every input and output of one case.
 
     The input is the first five seconds of the first clip (all of it if shorter), or of a synthetic one; for Whisper
-    the clip's mel frames over the whole context.
+    the clip's mel frames over the whole context; seeded noise where no audio goes in.
     """
-    clip = clips[0] if clips else synthetic_clip()
     form = form or form_of(model)
-    cut = clip[: round(GOLDEN_SECONDS * SAMPLE_RATE)] if model.max_seconds is None else clip
-    given = model.export_input(cut, form.takes)
-    names = (form.input_name, model.anatomy.output_name(model.architecture))
+    feeds = _feeds(model, form, clips, written)
     (folder / "golden").mkdir()
-    for name, array in zip(names, (given.numpy(), torch_answer(model, given, form)), strict=True):
-        np.save(folder / "golden" / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
+    answer = form.answer(model, feeds)
+    for name, array in {**feeds, **answer}.items():
+        np.save(folder / "golden" / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
     golden = Golden(
-        inputs={names[0]: f"golden/{names[0]}.npy"},
-        outputs={names[1]: f"golden/{names[1]}.npy"},
-        tolerance=tolerance_of(precision, GOLDEN_TOLERANCES),
+        inputs={name: f"golden/{name}.npy" for name in feeds},
+        outputs={name: f"golden/{name}.npy" for name in answer},
+        tolerance=tolerance_of(precision, "golden"),
     )
+    if form.per_second is None:
+        return Kept(golden, None)
     audio = AudioShape(
-        input=names[0],
+        input=form.input_name,
         unit=form.unit,
         per_second=form.per_second,
-        golden_seconds=given.shape[form.time_axis] / form.per_second,
+        golden_seconds=feeds[form.input_name].shape[form.time_axis] / form.per_second,
         max_seconds=model.max_seconds,
+        lengths=list(written.lengths) if written else [],
+        layout=[str(size) for size in form.inputs[0].shape],
+        preparation=preparation(model, form),
     )
     return Kept(golden, audio)
+
+
+def _feeds(
+    model: Model, form: Form, clips: Sequence[np.ndarray] | None, written: Written | None
+) -> dict[str, np.ndarray]:
+    if form.per_second is None:
+        tensors = form.example(model, 1, form.trace_length(model))
+        return {
+            port.name: each.cpu().numpy().astype(port.dtype) for port, each in zip(form.inputs, tensors, strict=True)
+        }
+    clip = clips[0] if clips else synthetic_clip()
+    cut = clip[: round(GOLDEN_SECONDS * SAMPLE_RATE)] if model.max_seconds is None else clip
+    return fitted(model, form, cut, written)
 
 
 def synthetic_clip() -> np.ndarray:

@@ -15,9 +15,21 @@ from edgecompress.errors import RecordError
 from edgecompress.records import Artifact, FileRecord, canonical_json, file_sha256
 
 if TYPE_CHECKING:
+    from edgecompress.exporters.order import Options
     from edgecompress.model import Model
 
-VERSIONS = ("torch", "transformers", "numpy", "onnx", "onnxruntime")
+VERSIONS = (
+    "torch",
+    "transformers",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "litert-torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+)
 
 
 def tool() -> str:
@@ -35,7 +47,7 @@ def facts(model: Model, recipe: str, techniques: Sequence[Mapping[str, Any]]) ->
         "techniques": [dict(technique) for technique in techniques],
         "edits": [edit.model_dump(mode="json") for edit in model.edits],
         "weights_sha256": weights_sha256(model),
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": {name: found for name in VERSIONS if (found := _version(name))},
     }
 
 
@@ -67,8 +79,14 @@ def weights_sha256(model: Model) -> str:
     return digest.hexdigest()
 
 
-def matching_fp32(folder: str | Path | None, format: str, weights: str, input_name: str | None = None) -> Path | None:
-    """The model file of an fp32 artifact if it is whole, of these weights and takes that input, else None."""
+def matching_fp32(
+    folder: str | Path | None,
+    format: str,
+    weights: str,
+    inputs: Sequence[str] = (),
+    asked: Mapping[str, Any] | None = None,
+) -> Path | None:
+    """The model file of an fp32 artifact if it is whole, of these weights, inputs and options, else None."""
     if folder is None:
         return None
     try:
@@ -77,8 +95,15 @@ def matching_fp32(folder: str | Path | None, format: str, weights: str, input_na
         return None
     file = Path(folder) / artifact.model_file
     same = (artifact.format, artifact.precision, artifact.lineage.get("weights_sha256")) == (format, "fp32", weights)
-    same = same and input_name in (None, artifact.audio.input)
+    same = same and not (inputs and [tensor.name for tensor in artifact.inputs] != list(inputs))
+    same = same and artifact.lineage.get("options", {}) == dict(asked or {})
     return file if same and file.is_file() and file_sha256(file) == artifact.files[artifact.model_file].sha256 else None
+
+
+def shape_options(options: Options) -> dict[str, Any]:
+    """What was asked that decides the inputs of a file, as JSON values; what was not asked is left out."""
+    asked = {"seconds": list(options.seconds), "padded": options.padded, "for_runtime": options.for_runtime}
+    return {name: value for name, value in asked.items() if value}
 
 
 def files(folder: Path) -> dict[str, FileRecord]:

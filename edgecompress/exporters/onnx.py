@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecompress.exporters import Written
+from edgecompress.errors import ExportError
+from edgecompress.exporters.order import Order, Written
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgecompress.exporters.parity import Runner
-    from edgecompress.model import Model
-    from edgecompress.model.forms import Form
 
 MODEL_FILE = "model.onnx"
 
@@ -24,21 +23,22 @@ class OnnxExporter:
     format = "onnx"
     runtime = "onnxruntime"
     precisions = ("fp32", "int8")
+    always_padded = False
 
-    def write(
-        self, model: Model, precision: str, folder: Path, metadata: Mapping[str, str], full: Path | None, form: Form
-    ) -> Written:
+    def write(self, order: Order) -> Written:
         """See :class:`edgecompress.exporters.Exporter`; the file is ``model.onnx``."""
         from edgecompress.exporters.onnx_graph import described, write_fp32, write_int8
 
-        file = folder / MODEL_FILE
-        if precision == "fp32":
-            return described(write_fp32(model, file, metadata, form))
-        if full is not None:
-            return described(write_int8(full, file, metadata))
-        made = folder / "fp32.onnx"
-        write_fp32(model, made, metadata, form)
-        written = described(write_int8(made, file, metadata))
+        if order.options.seconds:
+            raise ExportError("onnx: lengths stay free in this format", hint="leave seconds out")
+        file = order.folder / MODEL_FILE
+        if order.precision == "fp32":
+            return described(write_fp32(order.model, order.form, file, order.metadata))
+        if order.full is not None:
+            return described(write_int8(order.full, file, order.metadata))
+        made = order.folder / "fp32.onnx"
+        write_fp32(order.model, order.form, made, order.metadata)
+        written = described(write_int8(made, file, order.metadata))
         made.unlink()
         return written
 

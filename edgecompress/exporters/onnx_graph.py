@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,9 @@ import onnx
 import torch
 
 from edgecompress.errors import ExportError
-from edgecompress.exporters import Written
 from edgecompress.exporters.onnx import MODEL_FILE
-from edgecompress.exporters.tracing import output_shape, trace_inputs
-from edgecompress.model.forms import exportable
+from edgecompress.exporters.order import Written
+from edgecompress.exporters.tracing import trace_inputs
 from edgecompress.records import Tensor
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ LARGEST_BYTES = 2**31 - 1  # protobuf's limit for one file
 QUANTIZED = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
 
 
-def write_fp32(model: Model, file: Path, metadata: Mapping[str, str], form: Form) -> onnx.ModelProto:
+def write_fp32(model: Model, form: Form, file: Path, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Trace the model into ``file``, check it, and return what was written.
 
     By torch's TorchScript-based exporter, deprecated as it is: a tiny model takes it 0.3 s and the other one 8 to 16,
@@ -39,31 +38,30 @@ def write_fp32(model: Model, file: Path, metadata: Mapping[str, str], form: Form
     Raises:
         ExportError: the file would be larger than ONNX can hold in one file.
     """
-    module, inputs = exportable(model, form.takes), trace_inputs(model, form)
+    module, inputs = form.module(model), trace_inputs(model, form)
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     if size > LARGEST_BYTES:
         raise ExportError(
             f"onnx: {size / 1e9:.1f} GB of weights do not fit one file", hint="2 GB is the format's limit"
         )
-    said = output_shape(model, module(inputs))
-    names = form.input_name, model.anatomy.output_name(model.architecture)
     axes = {
-        name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
-        for name, shape in zip(names, (form.shape, said), strict=True)
+        port.name: {axis: size for axis, size in enumerate(port.shape) if isinstance(size, str)}
+        for port in (*form.inputs, *form.outputs)
     }
     with _quiet():
         torch.onnx.export(
             module,
-            (inputs,),
+            inputs,
             str(file),
             dynamo=False,
             opset_version=OPSET,
-            input_names=[names[0]],
-            output_names=[names[1]],
+            input_names=[port.name for port in form.inputs],
+            output_names=[port.name for port in form.outputs],
             dynamic_axes=axes,
         )
     graph = onnx.load(str(file))
-    _set_shape(graph.graph.output[0], said)
+    for value, port in zip(graph.graph.output, form.outputs, strict=True):
+        _set_shape(value, port.shape)
     graph.ir_version = IR_VERSION
     return _finish(graph, file, metadata)
 
@@ -112,7 +110,7 @@ def _finish(graph: onnx.ModelProto, file: Path, metadata: Mapping[str, str]) -> 
     return graph
 
 
-def _set_shape(value: onnx.ValueInfoProto, shape: list[int | str]) -> None:
+def _set_shape(value: onnx.ValueInfoProto, shape: Sequence[int | str]) -> None:
     dimensions = value.type.tensor_type.shape
     del dimensions.dim[:]
     for size in shape:

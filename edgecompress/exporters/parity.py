@@ -5,45 +5,59 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from edgecompress.errors import ParityError
-from edgecompress.exporters.tracing import evaluating, noise
+from edgecompress.exporters.order import Written
+from edgecompress.exporters.tracing import evaluating
 from edgecompress.model.forms import form_of
 from edgecompress.records import Parity, ParityCase, Tolerance
 
 if TYPE_CHECKING:
+    import torch
+
     from edgecompress.model import Model
     from edgecompress.model.forms import Form
 
 Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Signal = Literal["noise", "speech", "synthetic"]
 
-# fp32: seen are 1e-6 to 8e-6; another order of sums on another CPU stays far inside.
-# int8: the cosine decides. Seen are .996 to .999 (HuBERT base, random), .997 (whisper-tiny.en, speech; .988 on two mel
-# frames), from .9988 (tiny, random); with one layer left out they are .91 to .93 and .58. The greatest
-# difference only catches what explodes: in a trained Whisper one frame of 1,500 may flip between two large values
-# (4.5 and -9 in two of six clips, at any int8 setting), 1.1 of the greatest value, cosine still .997.
-TOLERANCES = {
-    "fp32": Tolerance(relative=1e-3, cosine=0.9999),
-    "fp16": Tolerance(relative=2e-2, cosine=0.999),
-    "int8": Tolerance(relative=3.0, cosine=0.95),
-}
-# On the device the integer kernels differ with the instruction set, and rounding at a boundary moves a whole step.
-GOLDEN_TOLERANCES = {
-    "fp32": Tolerance(relative=1e-3, cosine=0.9999),
-    "fp16": Tolerance(relative=2e-2, cosine=0.999),
-    "int8": Tolerance(relative=3.0, cosine=0.9),
-}
-COARSEST = "int8"  # the tolerance of a precision that is not in these tables
-SAMPLES = (400, 719, 5000, 16000, 37777)
-FRAMES = (1, 2, 15, 49, 117)
+COARSEST = "int8"  # the tolerance of a precision that has none of its own
 MANY = 3
 CLIPS = 2
 CLIP_SAMPLES = 160_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """An input to compare on, and what it is."""
+
+    feeds: dict[str, np.ndarray]
+    signal: Signal
+    padded: bool = False
+
+
+@cache
+def tolerances() -> dict[str, dict[str, Tolerance]]:
+    """Tolerances by precision and by place (``parity`` here, ``golden`` on the device); ``tolerances.toml``."""
+    text = files("edgecompress.exporters").joinpath("tolerances.toml").read_text(encoding="utf-8")
+    return {
+        precision: {place: Tolerance(**values) for place, values in places.items()}
+        for precision, places in tomllib.loads(text).items()
+    }
+
+
+def tolerance_of(precision: str, place: Literal["parity", "golden"] = "parity") -> Tolerance:
+    """What a precision is allowed; one that is not in the table is allowed what int8 is."""
+    known = tolerances()
+    return known.get(precision, known[COARSEST])[place]
 
 
 def check(
@@ -53,8 +67,12 @@ def check(
     runtime: str,
     clips: Sequence[np.ndarray] | None = None,
     form: Form | None = None,
+    written: Written | None = None,
+    conditions: Mapping[str, object] | None = None,
 ) -> Parity:
-    """Compare ``run`` with torch on noise at five lengths, in batches of 1 and 3, and on up to two clips of audio.
+    """Compare ``run`` with torch: noise at six lengths or more, in batches of 1 and 3, and up to two clips of audio.
+
+    ``written`` tells what the file's dimensions are, where they are not free. ``conditions`` go into the record.
 
     Raises:
         ParityError: some output is further from torch's than its precision allows, or not finite.
@@ -62,51 +80,59 @@ def check(
     tolerance = tolerance_of(precision)
     form = form or form_of(model)
     with evaluating(model):
-        cases = [compare_with_torch(model, run, inputs, tolerance, form) for inputs in probes(model, clips, form)]
-    return Parity(runtime=runtime, tolerance=tolerance, cases=cases)
-
-
-def tolerance_of(precision: str, table: Mapping[str, Tolerance] = TOLERANCES) -> Tolerance:
-    """What a precision is allowed; one that is not in the table is allowed what int8 is."""
-    return table.get(precision, table[COARSEST])
+        cases = [
+            compared
+            for case in cases_of(model, form, clips, written)
+            for compared in compare_with_torch(model, run, case, tolerance, form)
+        ]
+    return Parity(runtime=runtime, tolerance=tolerance, cases=cases, conditions=dict(conditions or {}))
 
 
 def compare_with_torch(
-    model: Model, run: Runner, inputs: torch.Tensor, tolerance: Tolerance, form: Form | None = None
-) -> ParityCase:
-    """One comparison.
+    model: Model, run: Runner, case: Case, tolerance: Tolerance, form: Form | None = None
+) -> list[ParityCase]:
+    """One input, all outputs.
 
     Raises:
         ParityError: outside the tolerance; the message names output, length and error.
     """
     form = form or form_of(model)
-    name = model.anatomy.output_name(model.architecture)
+    first = case.feeds[form.input_name]
+    shapes = ", ".join(str(array.shape) for array in case.feeds.values())
+    baked = "the export fixed a dimension that should vary"
     try:
-        said = run({form.input_name: inputs.cpu().numpy()})[name]
+        said = form.cut(run(case.feeds), case.feeds)
     except Exception as cause:  # a dimension that was baked in makes some runtimes raise instead of answering wrong
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+        line = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
         raise ParityError(
-            f"{name}: the runtime fails on an input of {tuple(inputs.shape)}: {first}",
-            hint="the export fixed a dimension that should vary",
+            f"{form.outputs[0].name}: the runtime fails on an input of {shapes}: {line}", hint=baked
         ) from cause
-    wanted = torch_answer(model, inputs, form)
-    if said.shape != wanted.shape:
-        raise ParityError(
-            f"{name}: shape {said.shape} for an input of {tuple(inputs.shape)}, torch says {wanted.shape}",
-            hint="the export fixed a dimension that should vary",
-        )
-    case = ParityCase(
-        batch=inputs.shape[0], length=inputs.shape[form.time_axis], output=name, **distances(said, wanted)
+    found = []
+    for name, wanted in form.answer(model, case.feeds).items():
+        if said[name].shape != wanted.shape:
+            raise ParityError(
+                f"{name}: shape {said[name].shape} for an input of {shapes}, torch says {wanted.shape}", hint=baked
+            )
+        length = first.shape[form.time_axis]
+        compared = ParityCase(
+            batch=first.shape[0], length=length, output=name, signal=case.signal, padded=case.padded,
+            **distances(said[name], wanted),
+        )  # fmt: skip
+        refuse_outside(compared, tolerance, form.unit)
+        found.append(compared)
+    return found
+
+
+def refuse_outside(case: ParityCase, tolerance: Tolerance, unit: str) -> None:
+    """Raise a ParityError where a comparison is outside the tolerance."""
+    if case.relative <= tolerance.relative and case.cosine >= tolerance.cosine:
+        return
+    raise ParityError(
+        f"{case.output} differs from torch at {case.length} {unit.replace('_', ' ')}, batch {case.batch}: greatest "
+        f"difference {case.max_abs:.3g} ({case.relative:.3g} of the greatest value), cosine {case.cosine:.5f}; "
+        f"allowed are {tolerance.relative:g} and {tolerance.cosine:g}",
+        hint="do not use this file; export at fp32 to see whether the precision or the graph is at fault",
     )
-    if not (case.relative <= tolerance.relative and case.cosine >= tolerance.cosine):
-        unit = form.unit.replace("_", " ")
-        raise ParityError(
-            f"{name} differs from torch at {case.length} {unit}, batch {case.batch}: greatest difference "
-            f"{case.max_abs:.3g} ({case.relative:.3g} of the greatest value), cosine {case.cosine:.5f}; "
-            f"allowed are {tolerance.relative:g} and {tolerance.cosine:g}",
-            hint="do not use this file; export at fp32 to see whether the precision or the graph is at fault",
-        )
-    return case
 
 
 def distances(said: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
@@ -114,9 +140,9 @@ def distances(said: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     a, b = said.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
     if not np.isfinite(a).all():
         return {"max_abs": float(np.finfo(np.float64).max), "relative": float(np.finfo(np.float64).max), "cosine": -1.0}
-    max_abs = float(np.abs(a - b).max())
+    max_abs = float(np.abs(a - b).max(initial=0.0))
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    greatest = float(np.abs(b).max())
+    greatest = float(np.abs(b).max(initial=0.0))
     return {
         "max_abs": max_abs,
         "relative": max_abs / greatest if greatest else max_abs,
@@ -124,38 +150,72 @@ def distances(said: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     }
 
 
-def torch_answer(model: Model, inputs: torch.Tensor, form: Form | None = None) -> np.ndarray:
-    """What the torch module, not the wrapper that was exported, says to ``inputs``.
-
-    Where the file makes log-mel frames of samples, here the host's library makes them. Whisper's refuses less than its
-    whole context, so a copy whose context is trimmed to the input answers.
-    """
-    if model.context_positions is not None and inputs.shape[-1] != 2 * model.context_positions:
-        model = model.clone()
-        model.keep_context(inputs.shape[-1] // 2)
-    if form is not None and form.log_mel:
-        inputs = torch.cat([model.features(row.numpy()) for row in inputs.cpu()])
-    inputs = inputs.to(model.device)
-    with evaluating(model):
-        logits = model.anatomy.output_name(model.architecture) == "logits"
-        answer = model.network(inputs).logits if logits else model.encode(inputs)
-    return np.asarray(answer.float().cpu().numpy())
-
-
-def probes(model: Model, clips: Sequence[np.ndarray] | None = None, form: Form | None = None) -> list[torch.Tensor]:
-    """The inputs to compare on: noise at five lengths from the least, batches of 3 at the two least, and clips."""
-    form = form or form_of(model)
-    lengths = probe_lengths(model, form)
-    shapes = [(1, length) for length in lengths] + [(MANY, length) for length in lengths[:2]]
-    random = [noise(model, form, batch, length, seed=length) for batch, length in shapes]
-    return random + [model.export_input(clip[:CLIP_SAMPLES], form.takes) for clip in list(clips or ())[:CLIPS]]
+def cases_of(
+    model: Model, form: Form, clips: Sequence[np.ndarray] | None = None, written: Written | None = None
+) -> list[Case]:
+    """The inputs to compare on: noise at all lengths, batches of 3 at the two least, and clips where audio goes in."""
+    lengths: list[int] = lengths_of(model, form, written)
+    batches: tuple[int, ...] = (1, MANY)
+    if written is not None and isinstance(written.inputs[0].shape[0], int):
+        batches = (written.inputs[0].shape[0],)
+    shapes = [(batches[0], length) for length in lengths] + [
+        (many, length) for many in batches[1:] for length in lengths[:2]
+    ]
+    padded = len(form.inputs) > 1
+    if padded and len(batches) > 1:
+        shapes.append((MANY, lengths[-1]))
+    found = [
+        Case(_arrays(form, form.example(model, batch, length, seed=length)), "noise", padded and batch > 1)
+        for batch, length in shapes
+    ]
+    return found + _audio(model, form, clips, written)
 
 
-def probe_lengths(model: Model, form: Form | None = None) -> list[int]:
-    """Five lengths, least first: samples (400 make the first frame), or mel frames, up to Whisper's whole context."""
-    if (form or form_of(model)).unit == "samples":
-        return list(SAMPLES)
-    if model.context_positions is None:
-        return list(FRAMES)
-    whole = model.context_positions
-    return [2 * max(1, positions) for positions in (1, whole // 5, whole // 3, whole // 2, whole)]
+def lengths_of(model: Model, form: Form, written: Written | None = None) -> list[int]:
+    """The lengths to compare at: those of the form; of a file of fixed lengths these, of one that pads their edges."""
+    usual = form.lengths(model)
+    if written is None:
+        return usual
+    if _fixed(form, written):
+        return [int(written.inputs[0].shape[form.time_axis])]
+    if not written.lengths:
+        return usual
+    edges = {near for edge in written.lengths for near in (edge - 1, edge, edge + 1)}
+    wanted = {*usual, *edges}
+    return sorted(length for length in wanted if usual[0] <= length <= written.lengths[-1])
+
+
+def _fixed(form: Form, written: Written) -> bool:
+    return isinstance(written.inputs[0].shape[form.time_axis], int)
+
+
+def _arrays(form: Form, tensors: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+    return {
+        port.name: tensor.cpu().numpy().astype(port.dtype) for port, tensor in zip(form.inputs, tensors, strict=True)
+    }
+
+
+def _audio(model: Model, form: Form, clips: Sequence[np.ndarray] | None, written: Written | None) -> list[Case]:
+    """Up to two clips, or a synthetic one where there are none."""
+    from edgecompress.exporters.golden import synthetic_clip
+
+    if form.per_second is None:
+        return []
+    given: list[tuple[np.ndarray, Signal]] = [(clip[:CLIP_SAMPLES], "speech") for clip in list(clips or ())[:CLIPS]]
+    return [
+        Case(fitted(model, form, clip, written), signal) for clip, signal in given or [(synthetic_clip(), "synthetic")]
+    ]
+
+
+def fitted(model: Model, form: Form, clip: np.ndarray, written: Written | None = None) -> dict[str, np.ndarray]:
+    """A clip as a file takes it that takes only so much: tiled or cut to its one length, or cut to its greatest."""
+    feeds = form.feeds(model, clip)
+    if written is None:
+        return feeds
+    values, axis = feeds[form.input_name], form.time_axis
+    size = written.inputs[0].shape[axis]
+    length = size if isinstance(size, int) else min([values.shape[axis], *written.lengths[-1:]])
+    if length == values.shape[axis]:
+        return feeds
+    values = np.ascontiguousarray(np.take(values, np.arange(length) % values.shape[axis], axis=axis))
+    return form.refeed(feeds, values)

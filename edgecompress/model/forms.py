@@ -1,9 +1,11 @@
-"""The forms in which a model leaves torch: one tensor in, one tensor out, in eval mode, for every family."""
+"""The forms in which a model leaves torch: named tensors in, named tensors out, in eval mode, for every family."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,31 +16,193 @@ from edgecompress.errors import ModelError
 if TYPE_CHECKING:
     from edgecompress.model.network import Model
 
-Takes = Literal["waveform", "features"]
+Arrays = dict[str, np.ndarray]
+# Samples: the least that make a frame, one short of two frames, ... ; and frames. What is traced with, and one, goes between.
+SAMPLES = (400, 719, 5000, 16000, 37777)
+FRAMES = (1, 2, 15, 49, 117)
 
 
 @dataclass(frozen=True)
-class Form:
-    """How an exported file is fed: with 16 kHz samples (batch, samples), or with what the encoder takes.
+class Port:
+    """An input or output: its name, numpy dtype, and shape with names for what may vary."""
 
-    ``shape`` is the input's, with names for what may vary; ``unit`` that of its time axis, ``per_second`` how many of
-    them a second has. ``log_mel`` says that features are made inside, of samples.
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+    def sized(self, **sizes: int) -> tuple[int, ...]:
+        """The shape with numbers in the place of names."""
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Form(ABC):
+    """How an exported file is fed and what it answers.
+
+    ``takes`` names the form. ``unit`` is that of the first input's time axis and ``per_second`` how many of them a second
+    of audio has, None where no audio goes in.
     """
 
-    takes: Takes
-    input_name: str
-    shape: tuple[int | str, ...]
-    unit: Literal["samples", "mel_frames"]
-    per_second: float
-    log_mel: bool = False
+    takes: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    unit: str
+    per_second: float | None = None
+
+    @property
+    def input_name(self) -> str:
+        """Name of the first input."""
+        return self.inputs[0].name
 
     @property
     def time_axis(self) -> int:
-        """Which axis of the input is time."""
-        return max(axis for axis, size in enumerate(self.shape) if isinstance(size, str))
+        """Which axis of the first input is time."""
+        return max(axis for axis, size in enumerate(self.inputs[0].shape) if isinstance(size, str))
+
+    @property
+    def free(self) -> dict[str, str]:
+        """Names of the first input's dimensions that may vary, by what they are: ``batch`` and ``length``."""
+        return {"batch": str(self.inputs[0].shape[0]), "length": str(self.inputs[0].shape[self.time_axis])}
+
+    @abstractmethod
+    def module(self, model: Model) -> nn.Module:
+        """The module to trace, in eval mode: one tensor for each input, in order; answers one for each output.
+
+        In eval mode itself: a wrapper left in train mode switches dropout on in the file.
+        """
+
+    @abstractmethod
+    def example(self, model: Model, batch: int, length: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+        """Seeded noise, one tensor for each input, on the model's device."""
+
+    @abstractmethod
+    def trace_length(self, model: Model) -> int:
+        """How long an input is good to trace with."""
+
+    @abstractmethod
+    def lengths(self, model: Model) -> list[int]:
+        """At least six lengths to compare at, the least first: what is traced with is not among them."""
+
+    @abstractmethod
+    def answer(self, model: Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """What torch says, by the model itself and not by the module that is exported."""
+
+    def feeds(self, model: Model, clip: np.ndarray) -> Arrays:
+        """A clip of 16 kHz mono audio as the file takes it, batch 1.
+
+        Raises:
+            ModelError: the form takes no audio.
+        """
+        raise ModelError(f"{model.family} takes {self.unit}, not audio", hint="give inputs of its own kind")
+
+    def refeed(self, feeds: Mapping[str, np.ndarray], values: np.ndarray) -> Arrays:
+        """The same inputs with another first one, all of which is audio."""
+        return {**feeds, self.input_name: values}
+
+    def cut(self, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Of a file's outputs, what is answer and not padding, as :meth:`answer` gives it."""
+        return {port.name: outputs[port.name] for port in self.outputs}
 
 
-def form_of(model: Model, takes: str | None = None) -> Form:
+@dataclass(frozen=True)
+class AudioForm(Form):
+    """Audio in: 16 kHz samples (batch, samples), or what the encoder takes. One answer a clip or a frame.
+
+    ``log_mel`` says that features are made inside, of samples. With ``padded`` a second input ``lengths`` (batch,) says
+    how much of each row is audio, in units of the time axis, and a second output ``frames`` (batch,) how many frames
+    of the answer are: a clip says in company, and padded, what it says alone.
+    """
+
+    log_mel: bool = False
+    padded: bool = False
+
+    def module(self, model: Model) -> nn.Module:
+        """See :meth:`Form.module`."""
+        if self.padded:
+            from edgecompress.model.padded import PaddedForm
+
+            return PaddedForm(model, self.takes).eval()
+        return LogMelForm(model).eval() if self.log_mel else encoder_form(model)
+
+    def example(self, model: Model, batch: int, length: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+        """See :meth:`Form.example`. Rows of a padded form are filled to different lengths, the first one whole."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = [batch, *(length if isinstance(size, str) else size for size in self.inputs[0].shape[1:])]
+        values = torch.randn(shape, generator=generator).to(model.device)
+        if not self.padded:
+            return (values,)
+        least = self.lengths(model)[0]
+        filled = torch.tensor([max(min(least, length), length - row * length // 3) for row in range(batch)])
+        return values, filled.to(model.device)
+
+    def trace_length(self, model: Model) -> int:
+        """Half a second of samples, or a second of frames."""
+        length = round((0.5 if self.unit == "samples" else 1.0) * float(self.per_second or 1))
+        whole = model.context_positions
+        return length if whole is None or self.unit == "samples" else min(length, 2 * whole)
+
+    def lengths(self, model: Model) -> list[int]:
+        """See :meth:`Form.lengths`: samples (400 make the first frame), or mel frames, up to Whisper's whole context."""
+        whole = model.context_positions
+        if whole is None:
+            usual = SAMPLES if self.unit == "samples" else FRAMES
+            return sorted({*usual, self.trace_length(model) + 1})
+        if self.unit == "samples":
+            return [*(length for length in SAMPLES if length < 320 * whole), 320 * whole]
+        parts = (1, whole // 8, whole // 5, whole // 3, whole // 2, whole - 1, whole)
+        return [2 * positions for positions in dict.fromkeys(max(1, each) for each in parts)]
+
+    def feeds(self, model: Model, clip: np.ndarray) -> Arrays:
+        """See :meth:`Form.feeds`: the encoder's input, or the samples where the file makes log-mel itself."""
+        features = model.features(clip)
+        values = np.array(clip, dtype=np.float32)[None] if self.log_mel else features.numpy()
+        return self.refeed({}, values)
+
+    def refeed(self, feeds: Mapping[str, np.ndarray], values: np.ndarray) -> Arrays:
+        """See :meth:`Form.refeed`."""
+        feeds = {**feeds, self.input_name: values}
+        if self.padded:
+            feeds[self.inputs[1].name] = np.full(values.shape[0], values.shape[self.time_axis], self.inputs[1].dtype)
+        return dict(feeds)
+
+    def answer(self, model: Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """See :meth:`Form.answer`. Rows of a padded form are answered one by one, each alone, and joined in time.
+
+        Where the file makes log-mel frames of samples, here the host's library makes them. Whisper's refuses less than
+        its whole context, so a copy whose context is trimmed to the input answers.
+        """
+        values = np.asarray(feeds[self.input_name])
+        name = self.outputs[0].name
+        if not self.padded:
+            return {name: self._alone(model, values)}
+        lengths = [int(length) for length in feeds[self.inputs[1].name]]
+        rows = [self._alone(model, values[row : row + 1, :length]) for row, length in enumerate(lengths)]
+        return {name: np.concatenate(rows, axis=rows[0].ndim - 2)}
+
+    def _alone(self, model: Model, values: np.ndarray) -> np.ndarray:
+        whole = model.context_positions
+        if whole is not None and self.unit != "samples" and values.shape[-1] != 2 * whole:
+            model = model.clone()
+            model.keep_context(values.shape[-1] // 2)
+        inputs = torch.from_numpy(values)
+        if self.log_mel:
+            inputs = torch.cat([model.features(row) for row in values])
+        inputs = inputs.to(model.device)
+        with torch.no_grad(), model.evaluating():
+            logits = self.outputs[0].name == "logits"
+            answer = model.network(inputs).logits if logits else model.encode(inputs)
+        return np.asarray(answer.float().cpu().numpy())
+
+    def cut(self, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """See :meth:`Form.cut`."""
+        said = outputs[self.outputs[0].name]
+        if self.padded and said.ndim == 3:
+            frames = [int(count) for count in outputs[self.outputs[1].name]]
+            said = np.concatenate([said[row : row + 1, :count] for row, count in enumerate(frames)], axis=1)
+        return {self.outputs[0].name: said}
+
+
+def form_of(model: Model, takes: str | None = None, padded: bool = False) -> Form:
     """The form that a family is exported in; MelHuBERT has two, of which samples in is the one an app wants.
 
     Raises:
@@ -47,7 +211,7 @@ def form_of(model: Model, takes: str | None = None) -> Form:
     offered = forms_of(model)
     for form in offered:
         if takes in (None, form.takes):
-            return form
+            return _with_lengths(model, form) if padded else form
     words = ", ".join(form.takes for form in offered)
     raise ModelError(f"{model.family} has no form that takes {takes!r}", hint=f"it can take: {words}")
 
@@ -55,13 +219,15 @@ def form_of(model: Model, takes: str | None = None) -> Form:
 def forms_of(model: Model) -> list[Form]:
     """All forms that a family can be exported in, the usual one first."""
     config = model.network.config
-    waveform = Form("waveform", "input_values", ("batch", "samples"), "samples", 16000.0)
+    outputs = (_answer(model),)
+    waveform = AudioForm("waveform", (Port("input_values", ("batch", "samples")),), outputs, "samples", 16000.0)
     kind = model.anatomy.front_end_kind
     if kind == "whisper":
-        return [Form("features", "input_features", ("batch", int(config.num_mel_bins), "frames"), "mel_frames", 100.0)]
+        port = Port("input_features", ("batch", int(config.num_mel_bins), "frames"))
+        return [AudioForm("features", (port,), outputs, "mel_frames", 100.0)]
     if kind == "log_mel":
-        shape = ("batch", "frames", int(config.feature_dim))
-        features = Form("features", "input_features", shape, "mel_frames", 1000.0 / config.frame_period_ms)
+        port = Port("input_features", ("batch", "frames", int(config.feature_dim)))
+        features = AudioForm("features", (port,), outputs, "mel_frames", 1000.0 / config.frame_period_ms)
         return [replace(waveform, log_mel=True), features]
     return [waveform]
 
@@ -69,6 +235,32 @@ def forms_of(model: Model) -> list[Form]:
 def form_by_input(model: Model, input_name: str) -> Form:
     """The form whose input has this name; the usual one where none has."""
     return next((form for form in forms_of(model) if form.input_name == input_name), form_of(model))
+
+
+def _with_lengths(model: Model, form: Form) -> Form:
+    if not isinstance(form, AudioForm) or model.family == "whisper":
+        raise ModelError(
+            f"{model.family} has no form with a lengths input",
+            hint="Whisper hears the silence that it is padded with; leave the option out",
+        )
+    inputs, outputs = (
+        (*form.inputs, Port("lengths", ("batch",), "int64")),
+        (*form.outputs, Port("frames", ("batch",), "int64")),
+    )
+    return replace(form, inputs=inputs, outputs=outputs, padded=True)
+
+
+def _answer(model: Model) -> Port:
+    """The output: last hidden states, or a head's logits for every frame or once for a clip."""
+    name = model.anatomy.output_name(model.architecture)
+    time = "frames" if model.context_positions is None else "positions"
+    config = model.network.config
+    if name != "logits":
+        adapted = getattr(model.base, "adapter", None) is not None
+        return Port(name, ("batch", time, int(config.output_hidden_size if adapted else config.hidden_size)))
+    head = getattr(model.network, "lm_head", None) or model.network.classifier
+    width = int(head.out_features)
+    return Port(name, ("batch", width) if hasattr(model.network, "projector") else ("batch", time, width))
 
 
 class EncoderForm(nn.Module):
@@ -145,17 +337,7 @@ def encoder_form(model: Model) -> nn.Module:
     return (WhisperForm(model) if model.family == "whisper" else EncoderForm(model)).eval()
 
 
-def exportable(model: Model, takes: str | None = None) -> nn.Module:
-    """The module to trace. In eval mode itself: a wrapper left in train mode switches dropout on in the file.
-
-    ``takes``: ``waveform`` or ``features``, see :func:`form_of`.
-    """
-    return LogMelForm(model).eval() if form_of(model, takes).log_mel else encoder_form(model)
-
-
 def export_input(model: Model, clip: np.ndarray, takes: str | None = None) -> torch.Tensor:
     """A clip as the exported file takes it, batch 1: the encoder's input, or the samples where it makes log-mel itself."""
-    features = model.features(clip)
-    if not form_of(model, takes).log_mel:
-        return features
-    return torch.from_numpy(np.array(clip, dtype=np.float32)[None])
+    form = form_of(model, takes)
+    return torch.from_numpy(form.feeds(model, clip)[form.input_name])

@@ -102,8 +102,8 @@ def _artifact_rows(folder: RunFolder) -> list[Row]:
 
 def _format(folder: RunFolder, artifact: Artifact) -> str:
     """The format, and the input's name where a family was exported in two forms."""
-    forms = {one.audio.input for one in folder.artifacts.values() if one.format == artifact.format}
-    return f"{artifact.format} ({artifact.audio.input})" if len(forms) > 1 else artifact.format
+    forms = {one.inputs[0].name for one in folder.artifacts.values() if one.format == artifact.format}
+    return f"{artifact.format} ({artifact.inputs[0].name})" if len(forms) > 1 else artifact.format
 
 
 def _model_bytes(artifact: Artifact) -> int:

@@ -10,8 +10,8 @@ from edgecompress.errors import RecipeError
 from edgecompress.records import Artifact
 
 
-def lengths(artifact: Artifact, seconds: float | None) -> tuple[dict[str, list[list[int]]], float]:
-    """How to fit the golden input to ``seconds`` of audio: ``{tensor: [[axis, length], ...]}``, and the seconds.
+def lengths(artifact: Artifact, seconds: float | None) -> tuple[dict[str, list[list[int]]], float | None]:
+    """How to fit the golden input to ``seconds`` of audio: ``{tensor: [[axis, length], ...]}``, and the seconds (None without audio).
 
     Every axis after the batch that may vary is time.
 
@@ -19,6 +19,10 @@ def lengths(artifact: Artifact, seconds: float | None) -> tuple[dict[str, list[l
         RecipeError: the artifact's input has a fixed length, or cannot be that long.
     """
     audio = artifact.audio
+    if audio is None:
+        if seconds is not None:
+            raise RecipeError(f"{artifact.name} takes no audio: it has no seconds", hint="leave `seconds` out")
+        return {}, None
     if seconds is None:
         return {}, audio.golden_seconds
     if audio.max_seconds is not None and seconds > audio.max_seconds:
