@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, model_validator
 
@@ -110,16 +110,28 @@ class TrainingSource(Table):
 
 
 class Export(Table):
-    """One format at one or more precisions; ``input`` chooses between waveform and features where a family has both."""
+    """One format at one or more precisions; ``input`` chooses between the forms that a family has.
+
+    ``seconds`` fixes lengths, ``padded`` adds an input of true lengths, ``for_runtime`` keeps to what an older runtime
+    reads. ``judge`` names one of the job's tasks, by which quantised files are scored beside torch on the calibration
+    clips; where the score drops by more than ``tolerated_drop``, what costs most stays in fp32.
+    """
 
     format: str
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] = ("fp32",)
-    input: Literal["waveform", "features"] | None = None
+    input: str | None = None
+    seconds: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    padded: bool = False
+    for_runtime: str | None = None
+    judge: str | None = None
+    tolerated_drop: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
 
     @model_validator(mode="after")
     def _once(self) -> Export:
         if len(set(self.precisions)) < len(self.precisions):
             raise ValueError("a precision is named twice")
+        if self.tolerated_drop is not None and self.judge is None:
+            raise ValueError("tolerated_drop needs judge, the task that it is a drop of")
         return self
 
 

@@ -82,6 +82,7 @@ def read_job(path: Path, devices: Collection[str] | None = None) -> Job:
     ]
     scores, limits = _scores(faults, faults.tables(data, "score"), [recipe.name for recipe in recipes])
     _check_names(faults, [e for e in exports if e], measure, devices)
+    _check_judges(faults, [e for e in exports if e], [task for task in scores if task], audio)
     _check_needs(faults, data, audio, [task for task in scores if task])
     faults.raise_if_any()
     assert head is not None and model is not None
@@ -188,6 +189,20 @@ def _check_names(
             faults.add(
                 "[measure]", f"no device is called {device!r}", f"{hint}; `edgecompress device add` makes one known"
             )
+
+
+def _check_judges(faults: Faults, exports: list[Export], tasks: list[Any], audio: AudioSource | None) -> None:
+    """A judge is a task of the job that scores files; it and calibrated precisions need calibration clips."""
+    known = sorted({task.kind for task in tasks if not scores_checkpoints(task)})
+    for number, export in enumerate(exports, 1):
+        where = f"export {number}"
+        if export.judge is not None and export.judge not in known:
+            hint = plugins.nearest(export.judge, known) if known else "add [[score]] with a task that scores files"
+            faults.add(where, f"judge: no task of this job that scores files is called {export.judge!r}", hint)
+        wants = [precision for precision in export.precisions if precision.endswith("-static")]
+        if (wants or export.judge) and (audio is None or audio.calibration == 0):
+            what = wants[0] if wants else f"judge = {export.judge!r}"
+            faults.add(where, f"{what} needs calibration audio", "set calibration under [audio], e.g. 20")
 
 
 def _check_needs(faults: Faults, data: dict[str, Any], audio: AudioSource | None, tasks: list[Any]) -> None:

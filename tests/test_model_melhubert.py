@@ -183,7 +183,7 @@ def test_both_forms_say_what_the_host_says_and_a_task_feeds_each_right(takes, tm
     class Clip:
         name, samples = "one", clip
 
-    said = of_runner(model, run, *names).outputs([Clip()])[0]
+    said = of_runner(model, run, names[:1], names[1]).outputs([Clip()])[0]
     torch.testing.assert_close(said, in_torch(model).outputs([Clip()])[0], atol=1e-3, rtol=1e-3)
     assert ("log_mel" in artifact.cost.macs.parts) == (takes == "waveform")
     assert artifact.cost.parameters.total == cost.parameters(model).total - (64 * 16 + 16)

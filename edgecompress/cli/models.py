@@ -111,29 +111,56 @@ def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, model folder, or hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the artifact.")],
     format: Annotated[str, typer.Option(help="Format: see `list exporters`.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(help="fp32, fp16, int8 (dynamic), int8-static, int8-weights, int4-weights: what the format has."),
+    ] = "fp32",
+    input: Annotated[
+        str | None, typer.Option(help="What goes in, where a family has a choice: waveform, features ...")
+    ] = None,
+    seconds: Annotated[
+        list[float] | None, typer.Option(help="Fix the length, seconds of audio; several where the format can.")
+    ] = None,
+    padded: Annotated[
+        bool, typer.Option("--padded", help="Add an input of true lengths: padding then does not change the answer.")
+    ] = False,
+    for_runtime: Annotated[
+        str | None, typer.Option(help="Keep to what an older runtime reads, e.g. tflite-runtime.")
+    ] = None,
     audio: Audio = None,
     dataset: Dataset = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Recordings to calibrate with (int8-static) and to judge on.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task to judge a quantised file by, beside torch.")] = None,
+    tolerated_drop: Annotated[
+        float | None, typer.Option(help="What costs more of the task's score than this stays in fp32.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Export a model, check it against PyTorch at several lengths, and write the artifact."""
     from edgecompress import exporters, plugins
-    from edgecompress.cli import say
+    from edgecompress.cli import exporting, say
 
     plugins.find("exporters", format)
     folder = say.free_folder(output, "artifact.json")
     clips = _read(audio, dataset, 2, seed).arrays if audio else None
-    with say.working(f"exporting {checkpoint} to {format} {precision}"):
+    heard = _read(calibration, dataset, exporting.CALIBRATION_CLIPS, seed) if calibration else None
+    exporting.check(task, tolerated_drop, heard)
+    options = exporters.Options(tuple(seconds or ()), padded, (), for_runtime)
+    with say.working(f"exporting {checkpoint} to {format} {precision}") as progress:
         made = _made(checkpoint)
+        model = _load(checkpoint)
+        judge = exporting.judge(model, input, padded, task, heard, calibration, tolerated_drop, progress)
         artifact = exporters.export(
-            _load(checkpoint), format, folder, precision=precision, clips=clips,
+            model, format, folder, precision=precision, clips=clips, input=input, options=options,
             recipe=made.recipe if made else "", techniques=made.techniques if made else (),
-            checkpoint=Path(checkpoint).resolve().name if made else "", calibration=made.calibration if made else (),
+            checkpoint=Path(checkpoint).resolve().name if made else "",
+            calibration=sorted({*(made.calibration if made else ()), *(clip.name for clip in heard or ())}),
+            calibration_clips=heard.arrays if heard else (), judge=judge, say=progress,
         )  # fmt: skip
-    worst = max(case.relative for case in artifact.parity.cases)
-    say.note(
-        f"{artifact.cost.bytes / 2**20:.1f} MiB; greatest difference from PyTorch {worst:.2e} of the output's greatest value"
-    )
+    for line in exporting.told(artifact):
+        say.note(line)
     print(folder)
 
 

@@ -22,6 +22,7 @@ from edgecompress.records import Artifact
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgecompress.exporters.accuracy import Judge, Say
     from edgecompress.exporters.parity import Runner
     from edgecompress.model import Model
 
@@ -112,6 +113,8 @@ def export(
     calibration: Sequence[str] = (),
     reuse: str | Path | None = None,
     exporter: Exporter | None = None,
+    judge: Judge | None = None,
+    say: Say | None = None,
 ) -> Artifact:
     """Write ``model`` as an artifact folder and return its record.
 
@@ -135,6 +138,8 @@ def export(
         reuse: an fp32 artifact of this model in the same format, to start from instead of exporting again. Ignored
             when it is missing, of other weights, or of other inputs.
         exporter: an exporter that is not installed as a plug-in.
+        judge: scores the file beside torch; where it tolerates a drop, what costs more stays in fp32.
+        say: told what is done where that takes long.
 
     Raises:
         PluginNotFound: no such format.
@@ -143,7 +148,7 @@ def export(
         ModelError: the family has no such form.
     """
     from edgecompress import cost
-    from edgecompress.exporters import golden, lineage, parity
+    from edgecompress.exporters import accuracy, golden, lineage, parity
     from edgecompress.exporters.tracing import evaluating
     from edgecompress.model.forms import form_of
 
@@ -167,10 +172,16 @@ def export(
                 tuple(calibration_clips), tuple(calibration_feeds),
             )  # fmt: skip
             written = exporter.write(order)
-            bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
             run = exporter.open(beside / written.model_file)
+            scores = []
+            if judge is not None:
+                order, written, run, value = accuracy.controlled(exporter, order, (written, run), judge, say)
+                scores.append(judge.record(value))
+            elif precision != "fp32" and (told := accuracy.fidelity(order, (written, run), clips or ())):
+                scores.append(told)
+            bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
         conditions = getattr(run, "conditions", {})
-        checked = parity.check(model, run, precision, exporter.runtime, clips, form, written, conditions)
+        checked = parity.check(model, run, precision, exporter.runtime, clips, form, written, conditions, scores)
         kept = golden.write(model, precision, beside, clips, form, written)
         del run
         seconds = kept.audio.golden_seconds if kept.audio else 0.0
@@ -193,7 +204,7 @@ def export(
             source=model.origin.source,
             lineage={
                 **facts, **written.lineage, "checkpoint": checkpoint, "calibration": list(calibration),
-                **({"options": asked} if asked else {}), **({"float_nodes": list(options.float_nodes)} if options.float_nodes else {}),
+                **({"options": asked} if asked else {}), **({"float_nodes": list(kept_float)} if (kept_float := order.options.float_nodes) else {}),
             },
             tool=lineage.tool(),
         )  # fmt: skip

@@ -69,10 +69,11 @@ def check(
     form: Form | None = None,
     written: Written | None = None,
     conditions: Mapping[str, object] | None = None,
+    scores: Sequence[Mapping[str, object]] = (),
 ) -> Parity:
     """Compare ``run`` with torch: noise at six lengths or more, in batches of 1 and 3, and up to two clips of audio.
 
-    ``written`` tells what the file's dimensions are, where they are not free. ``conditions`` go into the record.
+    ``written`` tells what the file's dimensions are, where they are not free. ``conditions`` and ``scores`` go into the record.
 
     Raises:
         ParityError: some output is further from torch's than its precision allows, or not finite.
@@ -85,7 +86,13 @@ def check(
             for case in cases_of(model, form, clips, written)
             for compared in compare_with_torch(model, run, case, tolerance, form)
         ]
-    return Parity(runtime=runtime, tolerance=tolerance, cases=cases, conditions=dict(conditions or {}))
+    return Parity(
+        runtime=runtime,
+        tolerance=tolerance,
+        cases=cases,
+        conditions=dict(conditions or {}),
+        scores=[dict(each) for each in scores],
+    )
 
 
 def compare_with_torch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -232,9 +232,12 @@ def forms_of(model: Model) -> list[Form]:
     return [waveform]
 
 
-def form_by_input(model: Model, input_name: str) -> Form:
-    """The form whose input has this name; the usual one where none has."""
-    return next((form for form in forms_of(model) if form.input_name == input_name), form_of(model))
+def form_by_inputs(model: Model, names: Sequence[str]) -> Form:
+    """The form whose inputs have these names; the usual one where none has."""
+    for form in forms_of(model):
+        if form.input_name == names[0]:
+            return form_of(model, form.takes, padded=len(names) > len(form.inputs))
+    return form_of(model)
 
 
 def _with_lengths(model: Model, form: Form) -> Form:

@@ -20,6 +20,7 @@ from edgecompress.pipeline.state import State
 from edgecompress.records import Artifact, Checkpoint
 
 if TYPE_CHECKING:
+    from edgecompress.exporters.accuracy import Judge
     from edgecompress.model import Model
     from edgecompress.session import Plan
 
@@ -56,8 +57,9 @@ def artifacts_of(state: State, checkpoint: Path) -> list[Made]:
     for export in state.job.exports:
         full: Path | None = None
         for precision in export.precisions:
-            form = [export.input] if export.input else []
-            key = records.content_key([checkpoint.name, export.format, precision, state.probe.keys, *form])
+            key = records.content_key(
+                [checkpoint.name, export.format, precision, state.probe.keys, *_asked(state, export, precision)]
+            )
             folder = state.folder / "artifacts" / f"{record.recipe}-{export.format}-{precision}-{key}"
             where = {"recipe": record.recipe, "format": export.format, "precision": precision}
             if not state.there(folder):
@@ -68,6 +70,15 @@ def artifacts_of(state: State, checkpoint: Path) -> list[Made]:
                 made.append(Made(folder, Artifact.read(folder / "artifact.json"), checkpoint))
                 full = folder if precision == "fp32" else full
     return made
+
+
+def _asked(state: State, export: Export, precision: str) -> list[object]:
+    """What a file's key depends on besides checkpoint, format, precision and clips; nothing where nothing was asked."""
+    form: list[object] = [export.input] if export.input else []
+    plain = {"format", "precisions", "input"}
+    more = export.model_dump(mode="json", exclude=plain, exclude_defaults=True)
+    calibrated = precision.endswith("-static") or (export.judge is not None and precision != "fp32")
+    return [*form, *([more] if more else []), *([state.clips[0].keys] if calibrated else [])]
 
 
 def _export(
@@ -82,10 +93,26 @@ def _export(
 ) -> None:
     from edgecompress import exporters
 
+    options = exporters.Options(export.seconds, export.padded, (), export.for_runtime)
+    calibrated = precision.endswith("-static")
+    heard = [clip.name for clip in state.clips[0]] if calibrated or export.judge else []
     exporters.export(
         small, export.format, folder, precision=precision, recipe=record.recipe, clips=state.probe.arrays or None,
-        techniques=record.techniques, checkpoint=checkpoint.name, calibration=record.calibration, reuse=full, input=export.input,
+        techniques=record.techniques, checkpoint=checkpoint.name, reuse=full, input=export.input, options=options,
+        calibration=sorted({*record.calibration, *heard}), calibration_clips=state.clips[0].arrays,
+        judge=_judge(state, small, export, precision), say=state.say,
     )  # fmt: skip
+
+
+def _judge(state: State, small: Model, export: Export, precision: str) -> Judge | None:
+    if export.judge is None or precision == "fp32":
+        return None
+    from edgecompress.model.forms import form_of
+    from edgecompress.pipeline.judging import judge_of
+
+    task = next(task for task in state.job.scores if task.kind == export.judge)
+    form = form_of(small, export.input, padded=export.padded)
+    return judge_of(small, form, task, state.clips[0].items, state.audio_folder, export.tolerated_drop)
 
 
 def measure_all(state: State, made: list[Made]) -> None:

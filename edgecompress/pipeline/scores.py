@@ -87,7 +87,7 @@ def subject_of_artifact(folder: Path, artifact: Artifact, around: Model) -> Subj
     from edgecompress import exporters, tasks
 
     run = exporters.runner(artifact.format, folder / artifact.model_file)
-    return tasks.of_runner(around, run, artifact.inputs[0].name, artifact.outputs[0].name)
+    return tasks.of_runner(around, run, [tensor.name for tensor in artifact.inputs], artifact.outputs[0].name)
 
 
 def _truths(state: State, task: Any) -> list[str]:

@@ -85,20 +85,23 @@ def in_torch(model: Model) -> Subject:
 
 
 def of_runner(
-    model: Model, runner: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], takes: str, gives: str
+    model: Model, runner: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], takes: Sequence[str], gives: str
 ) -> Subject:
     """An exported encoder scored in its runtime, with the model's own features (and decoder) around it.
 
-    ``takes`` and ``gives`` are the names of the file's input and output.
+    ``takes`` and ``gives`` are the names of the file's inputs and of its output.
     """
     import torch
 
-    from edgecompress.model.forms import form_by_input
+    from edgecompress.model.forms import form_by_inputs
+
+    form = form_by_inputs(model, takes)
 
     def run(inputs: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(runner({takes: inputs.numpy()})[gives])
+        feeds = form.refeed({}, inputs.numpy())
+        return torch.from_numpy(form.cut(runner(feeds), feeds)[gives])
 
-    return Subject(model, run, takes=form_by_input(model, takes).takes)
+    return Subject(model, run, takes=form.takes)
 
 
 @dataclass(frozen=True)
