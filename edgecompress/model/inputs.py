@@ -75,7 +75,7 @@ def frames_of(model: Model, samples: torch.Tensor) -> torch.Tensor:
     """How many frames the convolutions of a waveform front end make of so many samples; both (batch,)."""
     for conv in _front_convolutions(model):
         samples = steps_of(conv, samples)
-    return samples.clamp(min=0)
+    return samples
 
 
 def _front_convolutions(model: Model) -> Iterator[nn.Conv1d]:
@@ -84,5 +84,13 @@ def _front_convolutions(model: Model) -> Iterator[nn.Conv1d]:
 
 
 def steps_of(conv: nn.Conv1d, length: torch.Tensor) -> torch.Tensor:
+    """How many steps a convolution makes of so many: none where its kernel does not fit. Integers, any shape."""
     reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-    return torch.div(length + 2 * int(conv.padding[0]) - reach, conv.stride[0], rounding_mode="floor") + 1
+    room = (length + 2 * int(conv.padding[0]) - reach + conv.stride[0]).clamp(min=0)
+    return torch.div(room, conv.stride[0], rounding_mode="floor")  # "trunc" would become a division of floats in TFLite
+
+
+def filled(count: torch.Tensor, like: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """(batch, steps of ``like``'s ``axis``): 1 for the first ``count`` (batch,) steps, 0 for the rest, typed as ``like``."""
+    steps = torch.arange(like.shape[axis], dtype=count.dtype, device=count.device)
+    return (steps < count[:, None]).to(like.dtype)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ModelError
+from edgecompress.model.inputs import filled
 
 if TYPE_CHECKING:
     from edgecompress.model.network import Model
@@ -135,15 +136,32 @@ class LogMel(nn.Module):
             self.register_buffer(name, torch.tensor(np.broadcast_to(values, (settings.bins,)).copy()))
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        return self._stack(self._frames(samples))
+
+    def padded(self, samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``forward`` for rows of which the first ``lengths`` (batch,) samples are real; also how many frames are.
+
+        An odd last frame of a row is given zeros, as where the row is alone.
+        """
+        frames = self._frames(samples)
+        count = torch.div((lengths - WINDOW_SAMPLES + SHIFT_SAMPLES).clamp(min=0), SHIFT_SAMPLES, rounding_mode="floor")
+        real = filled(count, frames)[..., None]
+        return self._stack(frames * real), torch.div(count + self.stacked - 1, self.stacked, rounding_mode="floor")
+
+    def _frames(self, samples: torch.Tensor) -> torch.Tensor:
+        """(batch, samples) -> (batch, frames of 10 ms, bins), normalised."""
         real, imaginary = nn.functional.conv1d(samples[:, None], self.spectrum, stride=SHIFT_SAMPLES).chunk(2, dim=1)
         power = real * real + imaginary * imaginary
         mel = nn.functional.conv1d(power, self.filters).transpose(1, 2)
-        frames = (torch.log(torch.clamp(mel, min=FLOOR)) - self.mean) / self.deviation
+        return (torch.log(torch.clamp(mel, min=FLOOR)) - self.mean) / self.deviation
+
+    def _stack(self, frames: torch.Tensor) -> torch.Tensor:
+        """(batch, frames of 10 ms, bins) -> as many side by side as the encoder takes, zeros where one is missing."""
         if self.stacked == 1:
             return frames
         padded = torch.cat([frames, torch.zeros_like(frames[:, :1])], dim=1)
         pairs = (frames.shape[1] + 1) // 2
-        return padded[:, : 2 * pairs].reshape(samples.shape[0], pairs, 2 * self.bins)
+        return padded[:, : 2 * pairs].reshape(frames.shape[0], pairs, 2 * self.bins)
 
     def macs(self, samples: int) -> int:
         """Multiply-accumulates for so many samples."""
