@@ -7,7 +7,8 @@ Tracing tools disagree here: torch's own counter misses the fused attention kern
 74.07 GMAC for HuBERT base at 10 s).
 
 Whisper is counted for its whole context, whatever the audio: its encoder always sees that much. Only the encoder is
-counted (and the head of a classifier): how often a decoder runs depends on what was said.
+counted (and the head of a classifier): how often a decoder runs depends on what was said. BERT is counted for a number
+of tokens, ViT for one image of the size that it takes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ModelError
+from edgecompress.model.features import image_shape
 from edgecompress.records import Cost, Macs, Parameters
 
 if TYPE_CHECKING:
@@ -30,45 +32,76 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16000
 DEFAULT_SECONDS = 10.0
+DEFAULT_TOKENS = 128
 PARTS = ("front_end", "projection", "position_conv", "attention_projections", "attention_scores", "ffn")
 HEAD_MODULES = ("lm_head", "projector", "classifier")
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 # --- the whole answer ------------------------------------------------------------------------------------------------
-def measure(model: Model, seconds: float | None = None) -> Cost:
+def measure(model: Model, seconds: float | None = None, tokens: int | None = None) -> Cost:
     """Parameters, bytes as ``save`` writes them, and MACs for ``seconds`` of audio (default 10), batch 1.
 
-    Whisper's ``seconds`` are those of its context, whatever is asked for.
+    Whisper's ``seconds`` are those of its context, whatever is asked for. A family of text is counted for so many
+    ``tokens`` (default 128, or the most it takes), one of images for one image.
 
     Raises:
-        ModelError: audio too short for the front end to make one frame (400 samples).
+        ModelError: audio too short for the front end to make one frame (400 samples), or not what the family takes.
     """
-    seconds = model.max_seconds or seconds or DEFAULT_SECONDS
-    parts = macs(model, round(seconds * SAMPLE_RATE))
-    total = sum(parts.values())
+    length = length_of(model, model.max_seconds or seconds, tokens)
+    parts = macs(model, length)
+    taken = (model.max_seconds or seconds or DEFAULT_SECONDS) if model.anatomy.takes == "audio" else None
     return Cost(
         parameters=parameters(model),
         bytes=safetensors_bytes(model.network),
-        macs=Macs(total=total, per_second=total / seconds, parts=parts),
-        seconds=seconds,
+        macs=_macs(parts, taken),
+        seconds=taken,
+        tokens=length if model.anatomy.takes == "tokens" else None,
+        pixels=image_shape(model)[1:] if model.anatomy.takes == "images" else None,
     )
 
 
-def of_export(model: Model, seconds: float, file_bytes: int, takes: str | None = None) -> Cost:
+def length_of(model: Model, seconds: float | None = None, tokens: int | None = None) -> int:
+    """How long a pass is, as :func:`macs` counts it: samples for ``seconds`` of audio, tokens, or 1 for an image.
+
+    Raises:
+        ModelError: the family has no such length, or none so great.
+    """
+    takes = model.anatomy.takes
+    if (seconds is not None and takes != "audio") or (tokens is not None and takes != "tokens"):
+        raise ModelError(
+            f"{model.family} takes {takes}: it has no length in {'seconds' if tokens is None else 'tokens'}",
+            hint={"audio": "give seconds", "tokens": "give tokens", "images": "give none"}[takes],
+        )
+    if takes == "audio":
+        return round((seconds or model.max_seconds or DEFAULT_SECONDS) * SAMPLE_RATE)
+    if takes == "images":
+        return 1
+    most = int(model.network.config.max_position_embeddings)
+    return min(DEFAULT_TOKENS, most) if tokens is None else tokens
+
+
+def _macs(parts: dict[str, int], seconds: float | None) -> Macs:
+    total = sum(parts.values())
+    return Macs(total=total, per_second=None if seconds is None else total / seconds, parts=parts)
+
+
+def of_export(model: Model, seconds: float | None, file_bytes: int, takes: str | None = None) -> Cost:
     """What an exported file costs: only the parameters that are in it, and MACs for the audio it will be timed with.
 
-    ``takes`` is the form it was exported in; log-mel frames made inside are a part of their own.
+    ``takes`` is the form it was exported in; log-mel frames made inside are a part of their own. ``seconds`` is None
+    where no audio goes in.
     """
     from edgecompress.model.forms import form_of
     from edgecompress.model.log_mel import LogMel, settings_of
 
     whole = measure(model, seconds)
-    counted = whole.macs
-    if getattr(form_of(model, takes), "log_mel", False):
-        parts = {"log_mel": LogMel(settings_of(model)).macs(round(seconds * SAMPLE_RATE)), **counted.parts}
-        total = sum(parts.values())
-        counted = Macs(total=total, per_second=total / seconds, parts=parts)
+    parts = dict(whole.macs.parts)
+    if _idle_pooler(model) is not None:
+        del parts["pooler"]
+    if getattr(form_of(model, takes), "log_mel", False) and seconds is not None:
+        parts = {"log_mel": LogMel(settings_of(model)).macs(round(seconds * SAMPLE_RATE)), **parts}
+    counted = _macs(parts, whole.seconds)
     return whole.model_copy(update={"parameters": exported_parameters(model), "bytes": file_bytes, "macs": counted})
 
 
@@ -88,11 +121,22 @@ def exported_parameters(model: Model) -> Parameters:
         return _count(model.encoder_module, model.folded_parameters)
     if model.anatomy.pretraining_head and not _has_head(model):
         return _count(model.base, model.folded_parameters)
+    if _idle_pooler(model) is not None:
+        kept = [part for name, part in model.base.named_parameters() if not name.startswith("pooler.")]
+        return _counted(kept, model.folded_parameters)
     return parameters(model)
 
 
+def _idle_pooler(model: Model) -> nn.Module | None:
+    """The pooler of a bare BERT or ViT: an exported file answers with hidden states, and leaves it behind."""
+    return None if _has_head(model) else getattr(model.base, "pooler", None)
+
+
 def _count(module: nn.Module, folded: int) -> Parameters:
-    tensors = list(module.parameters())
+    return _counted(list(module.parameters()), folded)
+
+
+def _counted(tensors: list[nn.Parameter], folded: int) -> Parameters:
     total = sum(tensor.numel() for tensor in tensors)
     zeros = sum(tensor.numel() - _nonzero(tensor) for tensor in tensors if not tensor.is_meta)
     return Parameters(total=total + folded, nonzero=total + folded - zeros)
@@ -127,17 +171,18 @@ def safetensors_bytes(network: nn.Module) -> int:
 
 
 # --- multiply-accumulates --------------------------------------------------------------------------------------------
-def macs(model: Model, samples: int, *, sparse: bool = False) -> dict[str, int]:
-    """MACs of one pass over ``samples`` of 16 kHz audio, batch 1, by part: ``PARTS``, and ``head`` where there is one.
+def macs(model: Model, length: int, *, sparse: bool = False) -> dict[str, int]:
+    """MACs of one pass, batch 1, by part: ``PARTS``, and ``head`` and ``pooler`` where there is one.
 
-    WavLM's gate on its position bias counts among the attention projections. MelHuBERT's log-mel frames are made on the
+    ``length`` counts samples of 16 kHz audio, or tokens; an image has one size, whatever it is. A ViT's front end is its
+    map of patches. WavLM's gate on its position bias counts among the attention projections. MelHuBERT's log-mel frames are made on the
     host and not counted, nor is its map to clusters, which only pretraining asks. ``sparse`` leaves out the zeros among
     the weights of linear maps, as published MACs of weight pruning do: no kernel that we know is faster for them.
 
     Raises:
-        ModelError: too few samples to make one frame.
+        ModelError: too few samples to make one frame, or more tokens than the model has positions.
     """
-    front_end, frames = _front_end(model, samples)
+    front_end, frames = _front_end(model, length)
     parts = dict.fromkeys(PARTS, 0)
     parts["front_end"] = front_end
     if model.anatomy.projection is not None:
@@ -149,8 +194,10 @@ def macs(model: Model, samples: int, *, sparse: bool = False) -> dict[str, int]:
         parts["attention_projections"] += frames * _projections(layer, sparse)
         parts["attention_scores"] += 2 * frames**2 * _inner_width(layer)
         parts["ffn"] += frames * _ffn(layer, sparse)
-    head = _head(model, frames, sparse)
-    return {**parts, "head": head} if head else parts
+    more = {"head": _head(model, frames, sparse)}
+    if getattr(model.base, "pooler", None) is not None:
+        more["pooler"] = _linear(model.base.pooler, sparse)
+    return {**parts, **{name: count for name, count in more.items() if count}}
 
 
 def frames_of(model: Model, samples: int) -> int:
@@ -159,6 +206,14 @@ def frames_of(model: Model, samples: int) -> int:
 
 
 def _front_end(model: Model, samples: int) -> tuple[int, int]:
+    if model.anatomy.takes == "tokens":
+        most = int(model.network.config.max_position_embeddings)
+        if not 1 <= samples <= most:
+            raise ModelError(f"{samples} tokens: {model.family} takes 1 to {most}", hint="ask for fewer")
+        return 0, samples
+    if model.anatomy.takes == "images":
+        patches = int(model.base.embeddings.patch_embeddings.num_patches)
+        return patches * model.base.embeddings.patch_embeddings.projection.weight.numel(), patches + 1
     if model.anatomy.front_end_kind == "log_mel":
         from edgecompress.model.log_mel import frames_of
 
@@ -221,7 +276,7 @@ def _has_head(model: Model) -> bool:
 def _head(model: Model, frames: int, sparse: bool) -> int:
     """The task head, and the down-sampling adapter before it where a wav2vec 2.0 has one.
 
-    A classifier of whole clips (it has a projector) says its last word once, other heads speak in every frame.
+    A classifier of whole clips (it has a projector), texts or images says its last word once, other heads in every frame.
     """
     total = 0
     adapter = getattr(model.base, "adapter", None)
@@ -231,6 +286,8 @@ def _head(model: Model, frames: int, sparse: bool) -> int:
             cost, frames = _convolution(conv, frames)
             total += cost
     pooled = hasattr(model.network, "projector")
+    if model.anatomy.takes == "images" or getattr(model.base, "pooler", None) is not None:
+        pooled = True  # a classifier of the first token alone
     for name in HEAD_MODULES:
         if hasattr(model.network, name):
             times = 1 if pooled and name == "classifier" else frames
@@ -251,7 +308,12 @@ def superb(model: Model, *, sparse: bool = False) -> int:
     Its profiler adds to :func:`macs` one MAC per attention score for the mask, two for the softmax, and one for each
     element that a bias of the query, key and value projections is added to. HuBERT base: 1,668.2 G (published 1,669;
     products and convolutions alone 1,665.5).
+
+    Raises:
+        ModelError: the family takes no audio.
     """
+    if model.anatomy.takes != "audio":
+        raise ModelError(f"{model.family} takes {model.anatomy.takes}, not audio", hint="take macs at one length")
     total = 0
     for samples in superb_lengths():
         frames = frames_of(model, samples)

@@ -29,20 +29,29 @@ class Parameters(Part):
 
 
 class Macs(Part):
-    """Multiply-accumulates of one pass over ``Cost.seconds`` of audio, batch 1, and their parts."""
+    """Multiply-accumulates of one pass over what ``Cost`` names, batch 1, and their parts.
+
+    ``per_second`` is of audio; None where none goes in.
+    """
 
     total: int
-    per_second: float
+    per_second: float | None
     parts: dict[str, int]
 
 
 class Cost(Part):
-    """What a model costs before anyone measured it."""
+    """What a model costs before anyone measured it.
+
+    One pass takes ``seconds`` of audio, or so many ``tokens``, or one image of (height, width) ``pixels``; the others
+    are None.
+    """
 
     parameters: Parameters
     bytes: int
     macs: Macs
-    seconds: float
+    seconds: float | None
+    tokens: int | None = None
+    pixels: tuple[int, int] | None = None
 
 
 class Source(Part):

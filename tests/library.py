@@ -53,15 +53,14 @@ def ours(network: Any) -> Model:
 
 
 def encoder_of(network: Any) -> Any:
-    """The library's encoder module, which has ``layers``."""
+    """The library's encoder module, which has the list of layers."""
     return network.base_model.get_submodule(FAMILIES[network.config.model_type].encoder)
 
 
 def matrix_of(network: Any, layer: int, name: str) -> nn.Linear:
     """A matrix of a library layer under our name: ``q_proj`` ... ``out_proj``, ``up``, ``down``."""
     anatomy = FAMILIES[network.config.model_type]
-    path = {"up": anatomy.up, "down": anatomy.down}.get(name, f"{anatomy.attention}.{name}")
-    found: nn.Linear = encoder_of(network).layers[layer].get_submodule(path)
+    found: nn.Linear = getattr(encoder_of(network), anatomy.stack)[layer].get_submodule(anatomy.path(name))
     return found
 
 
@@ -102,9 +101,11 @@ def with_fewer_layers(network: Any, kept: Sequence[int]) -> Any:
     config.num_hidden_layers = len(kept)
     if config.model_type == "whisper":
         config.encoder_layers = len(kept)  # in transformers 5 another name of the same number, in 4 another number
+    anatomy = FAMILIES[config.model_type]
+    stack = re.escape(f"{anatomy.encoder}.{anatomy.stack}.".lstrip("."))
     state = {}
     for name, value in network.state_dict().items():
-        found = re.search(r"(?<=encoder\.layers\.)\d+(?=\.)", name)
+        found = re.search(rf"(?<={stack})\d+(?=\.)", name)
         if name == "layer_weights":
             value = value[[0, *(number + 1 for number in kept)]]
         elif "rel_attn_embed" in name:

@@ -13,17 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from edgecompress import cost
 from edgecompress.model import FAMILIES as ANATOMIES
 from edgecompress.model import Model, from_config
+from edgecompress.model.features import image_shape
 from edgecompress.model.network import Origin
 from edgecompress.model.storage import dress, network_class
 from edgecompress.records import Source
 from edgecompress.techniques.sparsity import pieces_of
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "melhubert", "whisper")
+VIT_IS_THERE = int(transformers.__version__.split(".")[0]) >= 5  # before, its parts were called otherwise
+OTHER_FAMILIES = ("bert", "vit") if VIT_IS_THERE else ("bert",)  # no audio goes in
 PREFIX = {family: anatomy.prefix for family, anatomy in ANATOMIES.items()}
 
 HIDDEN, HEADS, LAYERS, UNITS = 64, 4, 3, 96
@@ -63,6 +67,20 @@ _WHISPER: dict[str, Any] = {
     "num_labels": 5,
 }
 
+_BERT: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": UNITS,
+    "vocab_size": 50,
+    "max_position_embeddings": 40,
+    "num_labels": 5,
+}
+_VIT: dict[str, Any] = {**_BERT, "image_size": 32, "patch_size": 8}
+for _name in ("vocab_size", "max_position_embeddings"):
+    del _VIT[_name]
+_KNOWN = {"whisper": _WHISPER, "bert": _BERT, "vit": _VIT}
+
 # (family, variant): what the library has of front ends, encoders and heads. Keywords for ``tiny``.
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     *(
@@ -90,6 +108,11 @@ def variant_name(family: str, variant: dict[str, Any]) -> str:
 
 
 VARIANT_NAMES = tuple(variant_name(family, variant) for family, variant in VARIANTS)
+OTHER_VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *(("bert", {"head": head}) for head in ("Model", "ForSequenceClassification", "ForTokenClassification")),
+    *(("vit", {"head": head}) for head in ("Model", "ForImageClassification") if VIT_IS_THERE),
+)
+OTHER_NAMES = tuple(variant_name(family, variant) for family, variant in OTHER_VARIANTS)
 
 
 def tiny_config(
@@ -97,7 +120,7 @@ def tiny_config(
 ) -> Any:
     """A transformers config of a tiny network; ``settings`` overrides single fields."""
     config_class = network_class(PREFIX[family] + "Config")
-    known = dict(_WHISPER if family == "whisper" else _WAVEFORM)
+    known = dict(_KNOWN.get(family, _WAVEFORM))
     if family in ("hubert", "wav2vec2", "wavlm"):
         known |= {"feat_extract_norm": front_end, "do_stable_layer_norm": stable}
     if family == "melhubert":
@@ -114,7 +137,7 @@ def tiny(
     """A tiny :class:`Model` with seeded random weights.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: one of ``FAMILIES`` or ``OTHER_FAMILIES``.
         front_end: ``group`` or ``layer`` norm in the convolutions (hubert, wav2vec2, wavlm).
         stable: the stable (pre-norm) encoder (hubert, wav2vec2, wavlm).
         head: ``Model``, ``ForCTC``, ``ForSequenceClassification``, MelHuBERT: ``ForPreTraining`` too; Whisper: ``Model``, ``ForConditionalGeneration``,
@@ -137,7 +160,7 @@ def liven(model: Model, seed: int) -> Model:
 
     for name, module in model.network.named_modules():
         if isinstance(module, nn.Linear):
-            gain = 1.5 if name.endswith(("q_proj", "k_proj")) else 1.0
+            gain = 1.5 if name.endswith(("q_proj", "k_proj", "query", "key")) else 1.0
             module.weight.copy_(noise(module.weight, gain / math.sqrt(module.in_features)))
         if model.family == "whisper" and isinstance(module, nn.Conv1d):
             module.weight.copy_(noise(module.weight, 2 / math.sqrt(module.weight[0].numel())))
@@ -171,11 +194,16 @@ def noise_clip(seconds: float = 1.0, seed: int = 0) -> np.ndarray:
 
 
 def example(model: Model, *, batch: int = 1, length: int | None = None, seed: int = 0) -> torch.Tensor:
-    """Random input: (batch, samples), as many log-mel frames for MelHuBERT, or (batch, mel bins, frames) for Whisper.
+    """Random input: (batch, samples), as many log-mel frames for MelHuBERT, or (batch, mel bins, frames) for Whisper;
+    (batch, tokens) for BERT and (batch, 3, height, width) for ViT.
 
-    ``length`` counts samples, for Whisper mel frames, the whole context unless told.
+    ``length`` counts samples, for Whisper mel frames, the whole context unless told, for BERT tokens.
     """
     generator = torch.Generator().manual_seed(seed)
+    if model.anatomy.takes == "tokens":
+        return torch.randint(0, int(model.network.config.vocab_size), (batch, length or 17), generator=generator)
+    if model.anatomy.takes == "images":
+        return torch.randn(batch, *image_shape(model), generator=generator)
     if model.family == "melhubert":
         frames = cost.frames_of(model, length or 8000)
         return torch.randn(batch, frames, int(model.network.config.feature_dim), generator=generator)
@@ -183,6 +211,13 @@ def example(model: Model, *, batch: int = 1, length: int | None = None, seed: in
         return torch.randn(batch, length or 8000, generator=generator)
     frames = length or 2 * model.context_positions
     return torch.randn(batch, int(model.network.config.num_mel_bins), frames, generator=generator)
+
+
+def clips_of(model: Model, count: int = 3, seconds: float = 0.25) -> list[np.ndarray]:
+    """What a technique calibrates with: clips of audio; tokens of several lengths or images where no audio goes in."""
+    if model.anatomy.takes == "audio":
+        return [noise_clip(seconds, seed) for seed in range(count)]
+    return [example(model, length=9 + 4 * seed, seed=seed)[0].numpy() for seed in range(count)]
 
 
 def filled_mask(model: Model, samples: int, filled: Sequence[int]) -> torch.Tensor:

@@ -23,13 +23,14 @@ def inspect(
     seconds: Annotated[
         float | None, typer.Option(help="Audio length for the costs; default 10, or Whisper's context.")
     ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Length of text for the costs; default 128.")] = None,
     json: Json = False,
 ) -> None:
     """Say what a model is and costs: parameters, bytes, multiply-accumulates by part."""
     from edgecompress.cli import say
 
     with say.working(f"loading {model}"):
-        facts = _facts(_load(model), seconds)
+        facts = _facts(_load(model), seconds, tokens)
     if json:
         say.as_json(facts)
         return
@@ -39,19 +40,31 @@ def inspect(
         ("parameters", f"{parameters['total']:,} ({parameters['nonzero']:,} not zero)"),
         ("bytes", f"{facts['bytes']:,}"),
         ("layers", " ".join(f"{one['number']}:{one['heads']}h/{one['units']}u" for one in facts["layers"])),
-        (f"MACs for {facts['seconds']:g} s", f"{macs['total']:,}"),
-        ("MACs per second", f"{macs['per_second']:,.0f}"),
+        (f"MACs for {_amount(facts)}", f"{macs['total']:,}"),
     ]
-    rows += [(f"  {part}", f"{count:,} ({count / macs['total']:.1%})") for part, count in macs["parts"].items()]
+    if macs["per_second"] is not None:
+        rows.append(("MACs per second", f"{macs['per_second']:,.0f}"))
+    audio = facts["seconds"] is not None  # of text and images, parts that such a family does not have are left out
+    parts = {part: count for part, count in macs["parts"].items() if count or audio}
+    rows += [(f"  {part}", f"{count:,} ({count / macs['total']:.1%})") for part, count in parts.items()]
     say.table(("what", "value"), rows)
 
 
-def _facts(model: Model, seconds: float | None) -> dict[str, Any]:
+def _amount(facts: dict[str, Any]) -> str:
+    """What one pass takes, in words."""
+    if facts["tokens"] is not None:
+        return f"{facts['tokens']} tokens"
+    if facts["pixels"] is not None:
+        return "an image of {} x {} pixels".format(*facts["pixels"])
+    return f"{facts['seconds']:g} s"
+
+
+def _facts(model: Model, seconds: float | None, tokens: int | None) -> dict[str, Any]:
     """What ``inspect --json`` prints."""
     from edgecompress import cost
 
     layers = [{"number": one.number, "heads": len(one.heads), "units": len(one.units)} for one in model.layers]
-    known = cost.measure(model, seconds)
+    known = cost.measure(model, seconds, tokens)
     return {
         **known.model_dump(mode="json"),
         # An untouched folder is as big as it is (half precision, say); a checkpoint as save() writes it.

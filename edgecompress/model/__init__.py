@@ -1,6 +1,6 @@
 """A network we may change. Structure changes only through edits with original indices; everything else is weights.
 
-``load`` takes a Hugging Face folder (HuBERT, wav2vec2, WavLM, data2vec-audio, MelHuBERT, Whisper), ``save`` writes a checkpoint,
+``load`` takes a Hugging Face folder (HuBERT, wav2vec2, WavLM, data2vec-audio, MelHuBERT, Whisper; BERT, ViT), ``save`` writes a checkpoint,
 ``load`` rebuilds it bit-equal from ``config.json`` + ``edits.json`` + ``model.safetensors``.
 """
 

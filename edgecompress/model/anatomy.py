@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,31 +16,52 @@ HEADS = {
     "ForAudioFrameClassification": "logits",
     "ForConditionalGeneration": None,
     "ForAudioClassification": "logits",
+    "ForTokenClassification": "logits",
+    "ForImageClassification": "logits",
 }
+# Heads that only pretraining asks; a folder that was saved with one is loaded without it.
+PRETRAINING = ("ForPreTraining", "ForMaskedLM", "ForMaskedImageModeling")
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """Names inside one family of transformers modules.
 
-    Paths are dotted names: ``encoder`` from the base model, the others from one encoder layer. ``front_end_kind`` is what
-    makes frames: convolutions over samples, log-mel on the host (or in an exported graph), or Whisper's mel and convolutions.
+    Paths are dotted names: ``encoder`` from the base model, the others from one encoder layer; ``stack`` is the encoder's
+    list of layers, ``matrices`` says where a layer has matrices that are not called as :meth:`path` supposes.
+    ``front_end_kind`` is what makes frames: convolutions over samples, log-mel on the host (or in an exported graph),
+    Whisper's mel and convolutions; or a table of tokens, or a projection of patches of an image.
     """
 
     family: str
     prefix: str
-    input_name: Literal["input_values", "input_features"]
-    front_end_kind: Literal["convolutions", "log_mel", "whisper"] = "convolutions"
+    input_name: Literal["input_values", "input_features", "input_ids", "pixel_values"]
+    front_end_kind: Literal["convolutions", "log_mel", "whisper", "tokens", "patches"] = "convolutions"
     encoder: str = "encoder"
+    stack: str = "layers"
     front_end: tuple[str, ...] = ("feature_extractor",)
     projection: str | None = "feature_projection"
     position_conv: str | None = "encoder.pos_conv_embed"
     attention: str = "attention"
     up: str = "feed_forward.intermediate_dense"
     down: str = "feed_forward.output_dense"
+    matrices: Mapping[str, str] = field(default_factory=dict, hash=False)
     relative_position: bool = False
     pretraining_head: bool = False
     architectures: tuple[str, ...] = field(default=())
+
+    @property
+    def takes(self) -> Literal["audio", "tokens", "images"]:
+        """What goes in: 16 kHz audio, token numbers, or images of one size."""
+        if self.front_end_kind == "patches":
+            return "images"
+        return "tokens" if self.front_end_kind == "tokens" else "audio"
+
+    def path(self, matrix: str) -> str:
+        """Where a layer has its ``q_proj, k_proj, v_proj, out_proj, up`` or ``down``."""
+        if matrix in ("up", "down"):
+            return self.up if matrix == "up" else self.down
+        return self.matrices.get(matrix, f"{self.attention}.{matrix}")
 
     def output_name(self, architecture: str) -> str:
         """Name of the exported output: ``logits`` when the architecture has a task head, else ``last_hidden_state``."""
@@ -76,6 +98,40 @@ FAMILIES: dict[str, Anatomy] = {
         down="fc2",
         architectures=_WHISPER,
     ),
+    "bert": Anatomy(
+        "bert",
+        "Bert",
+        "input_ids",
+        front_end_kind="tokens",
+        stack="layer",
+        front_end=(),
+        projection=None,
+        position_conv=None,
+        attention="attention.self",
+        up="intermediate.dense",
+        down="output.dense",
+        matrices={
+            "q_proj": "attention.self.query",
+            "k_proj": "attention.self.key",
+            "v_proj": "attention.self.value",
+            "out_proj": "attention.output.dense",
+        },
+        architectures=("Model", "ForPreTraining", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"),
+    ),
+    "vit": Anatomy(
+        "vit",
+        "ViT",
+        "pixel_values",
+        front_end_kind="patches",
+        encoder="",
+        front_end=(),
+        projection=None,
+        position_conv=None,
+        up="mlp.fc1",
+        down="mlp.fc2",
+        matrices={"out_proj": "attention.o_proj"},
+        architectures=("Model", "ForMaskedImageModeling", "ForImageClassification"),
+    ),
 }
 
 
@@ -105,4 +161,4 @@ def class_name(anatomy: Anatomy, architecture: str, where: str) -> str:
         raise ModelError(
             f"{where}: architecture {architecture!r} is not supported", hint=f"{anatomy.family} has {allowed}"
         )
-    return anatomy.prefix + ("Model" if suffix == "ForPreTraining" and not anatomy.pretraining_head else suffix)
+    return anatomy.prefix + ("Model" if suffix in PRETRAINING and not anatomy.pretraining_head else suffix)

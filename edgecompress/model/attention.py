@@ -8,13 +8,13 @@ head. Here a head keeps its original number, and gate and bias are indexed by it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from edgecompress.model.linear import AnyLinear, select_inputs, select_outputs
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class SelfAttention(nn.Module):
@@ -26,34 +26,31 @@ class SelfAttention(nn.Module):
 
     watch: Callable[[torch.Tensor], None] | None = None
 
-    q_proj: AnyLinear
-    k_proj: AnyLinear
-    v_proj: AnyLinear
-    out_proj: AnyLinear
+    def __init__(self, original: Any, returns: int, names: Mapping[str, str] | None = None) -> None:
+        """Take over the projections of a transformers attention module; ``returns`` is how many values it gave back.
 
-    def __init__(self, original: Any, returns: int) -> None:
-        """Take over the projections of a transformers attention module; ``returns`` is how many values it gave back."""
+        ``names`` says what the module calls its ``PROJECTIONS``; one that is not in it stands outside (BERT's
+        ``out_proj``, which the library calls after this module), and is left to who calls it.
+        """
         super().__init__()
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        self.names = dict(names or {name: name for name in PROJECTIONS})
+        for name in self.names.values():
             setattr(self, name, getattr(original, name))
-        self.head_dim = int(original.head_dim)
-        self.original_heads = int(original.num_heads)
+        self.head_dim = int(_first(original, "head_dim", "attention_head_size"))
+        self.original_heads = int(_first(original, "num_heads", "num_attention_heads"))
         self.heads: tuple[int, ...] = tuple(range(self.original_heads))
-        self.dropout = float(original.dropout)
+        dropout = _first(original, "attention_dropout", "dropout")
+        self.dropout = float(dropout.p if isinstance(dropout, nn.Dropout) else dropout)
         self.returns = returns
 
     @property
     def num_heads(self) -> int:
         return len(self.heads)
 
-    def keep_heads(self, heads: Sequence[int]) -> None:
-        """Slice to ``heads`` (original numbers, a subset of what is left). With none, what stays is out_proj's bias."""
-        places = [self.heads.index(head) for head in heads]
-        rows = [place * self.head_dim + i for place in places for i in range(self.head_dim)]
-        for name in ("q_proj", "k_proj", "v_proj"):
-            setattr(self, name, select_outputs(getattr(self, name), rows))
-        self.out_proj = select_inputs(self.out_proj, rows)
-        self.heads = tuple(heads)
+    def projected(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """What one of ``PROJECTIONS`` makes of ``x``; ``x`` itself where that one stands outside."""
+        said: torch.Tensor = getattr(self, self.names[name])(x) if name in self.names else x
+        return said
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, time, heads * head_dim) -> (batch, heads, time, head_dim)."""
@@ -66,9 +63,9 @@ class SelfAttention(nn.Module):
         torch's fused kernel does it: the same to 1e-5 at half the time. In eval mode the steps are explicit, as they
         are traced and as the library takes them.
         """
-        query = self.split(self.q_proj(hidden_states) * self.head_dim**-0.5)
-        key = self.split(self.k_proj(hidden_states))
-        value = self.split(self.v_proj(hidden_states))
+        query = self.split(self.projected("q_proj", hidden_states) * self.head_dim**-0.5)
+        key = self.split(self.projected("k_proj", hidden_states))
+        value = self.split(self.projected("v_proj", hidden_states))
         if self.training and not self.dropout and self.watch is None:
             mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         else:
@@ -92,7 +89,7 @@ class SelfAttention(nn.Module):
     ) -> tuple[torch.Tensor | None, ...]:
         """(batch, time, width) -> the same shape, in the tuple that the family's layer unpacks."""
         inner = self.context(hidden_states, additive(attention_mask, hidden_states)) if self.heads else hidden_states
-        return (self.out_proj(inner), None, None)[: self.returns]
+        return (self.projected("out_proj", inner), None, None)[: self.returns]
 
 
 class GatedSelfAttention(SelfAttention):
@@ -105,8 +102,8 @@ class GatedSelfAttention(SelfAttention):
     gru_rel_pos_linear: nn.Linear
     rel_attn_embed: nn.Embedding
 
-    def __init__(self, original: Any, returns: int) -> None:
-        super().__init__(original, returns)
+    def __init__(self, original: Any, returns: int, names: Mapping[str, str] | None = None) -> None:
+        super().__init__(original, returns, names)
         self.gru_rel_pos_const = original.gru_rel_pos_const
         self.gru_rel_pos_linear = original.gru_rel_pos_linear
         self.num_buckets = int(original.num_buckets)
@@ -126,11 +123,12 @@ class GatedSelfAttention(SelfAttention):
         if position_bias is None:
             position_bias = self.compute_bias(hidden_states.shape[1], hidden_states.device)
         if not self.heads:
-            return self.out_proj(hidden_states), None, position_bias
+            return self.projected("out_proj", hidden_states), None, position_bias
         kept = torch.tensor(self.heads, dtype=torch.long, device=hidden_states.device)
         bias = self.gate(hidden_states).index_select(1, kept) * position_bias.index_select(1, kept)
         mask = additive(attention_mask, hidden_states)
-        return self.out_proj(self.context(hidden_states, bias if mask is None else bias + mask)), None, position_bias
+        inner = self.context(hidden_states, bias if mask is None else bias + mask)
+        return self.projected("out_proj", inner), None, position_bias
 
     def gate(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """How much each original head listens to the position bias: (batch, time, width) -> (batch, heads, time, 1)."""
@@ -155,6 +153,11 @@ class GatedSelfAttention(SelfAttention):
         far = torch.log(distance.float() / exact) / math.log(self.max_distance / exact) * (half - exact)
         far = torch.clamp((exact + far).to(torch.long), max=half - 1)
         return sign + torch.where(distance < exact, distance, far)
+
+
+def _first(module: Any, *names: str) -> Any:
+    """What a module has under the first of these names that it knows."""
+    return next(getattr(module, name) for name in names if hasattr(module, name))
 
 
 def additive(mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:

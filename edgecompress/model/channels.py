@@ -109,7 +109,7 @@ class FrontEnd:
             return self.convs[number]
         if not self.convs:
             raise ModelError(
-                f"{self.family} has no convolutional front end", hint="it reads log-mel frames as they are"
+                f"{self.family} has no convolutional front end", hint="leave out what is about front-end channels"
             )
         raise ModelError(
             f"there is no convolution {number} in the front end", hint=f"there are 0 to {len(self.convs) - 1}"

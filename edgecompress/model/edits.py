@@ -66,7 +66,7 @@ class KeepHeads(_Edit):
         return ("heads", str(self.layer))
 
     def carry_out(self, model: Model) -> None:
-        model.layer(self.layer).attention.keep_heads(self.heads)
+        model.layer(self.layer).keep_heads(self.heads)
 
 
 class KeepUnits(_Edit):

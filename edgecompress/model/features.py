@@ -1,4 +1,7 @@
-"""From 16 kHz audio to what an encoder takes: by the library's own feature extractors, with the folder's settings."""
+"""From 16 kHz audio to what an encoder takes: by the library's own feature extractors, with the folder's settings.
+
+Tokens and pixels are taken as they are: a tokenizer and an image processor are the caller's, here is checked what they made.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgecompress.errors import AudioError
+from edgecompress.errors import AudioError, ModelError
 from edgecompress.records import canonical_json
 
 if TYPE_CHECKING:
@@ -30,6 +33,10 @@ def _extractor(kind: str, settings: str) -> Any:
 
 def extract(model: Model, clip: np.ndarray) -> torch.Tensor:
     """See :meth:`Model.features`."""
+    if model.anatomy.takes == "tokens":
+        return _tokens(model, clip)
+    if model.anatomy.takes == "images":
+        return _pixels(model, clip)
     if clip.ndim != 1 or clip.size < MINIMUM_SAMPLES:
         raise AudioError(
             f"a clip of shape {clip.shape} is too short or not mono",
@@ -60,6 +67,46 @@ def whisper_features(model: Model, clip: np.ndarray, positions: int) -> torch.Te
         clip, sampling_rate=16000, max_length=samples, padding="max_length", truncation=True, return_tensors="np"
     ).input_features
     return torch.from_numpy(np.asarray(values[:, :, : 2 * positions], dtype=np.float32))
+
+
+def _tokens(model: Model, numbers: np.ndarray) -> torch.Tensor:
+    config = model.network.config
+    longest, known = int(config.max_position_embeddings), int(config.vocab_size)
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        raise ModelError(
+            f"{model.family} takes tokens, not {_told(numbers)}",
+            hint="give token numbers, a one-dimensional array of integers, as a tokenizer makes them",
+        )
+    if not 1 <= numbers.size <= longest:
+        raise ModelError(f"{numbers.size} tokens, wanted 1 to {longest}", hint="cut the text")
+    if numbers.min() < 0 or numbers.max() >= known:
+        raise ModelError(
+            f"token numbers from {numbers.min()} to {numbers.max()}, wanted 0 to {known - 1}",
+            hint="take the tokenizer that belongs to the model",
+        )
+    return torch.from_numpy(numbers.astype(np.int64))[None]
+
+
+def _pixels(model: Model, pixels: np.ndarray) -> torch.Tensor:
+    wanted = image_shape(model)
+    if pixels.shape != wanted or not np.issubdtype(pixels.dtype, np.floating):
+        raise ModelError(
+            f"{model.family} takes images, not {_told(pixels)}",
+            hint=f"give floats of shape {wanted}, as the image processor of its folder makes them",
+        )
+    return torch.from_numpy(pixels.astype(np.float32))[None]
+
+
+def image_shape(model: Model) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a ViT takes."""
+    embeddings = model.base.embeddings
+    height, width = embeddings.patch_embeddings.image_size
+    return int(embeddings.patch_embeddings.num_channels), int(height), int(width)
+
+
+def _told(given: np.ndarray) -> str:
+    audio = given.ndim == 1 and np.issubdtype(given.dtype, np.floating)
+    return "audio" if audio else f"{given.dtype} of shape {given.shape}"
 
 
 def _settings(model: Model) -> dict[str, Any]:

@@ -21,8 +21,9 @@ class Inputs:
     """A padded batch: what :meth:`Model.states` and :meth:`Model.logits` take.
 
     ``values`` are (batch, samples) for waveform families, (batch, frames, log-mel features) for MelHuBERT, (batch, mel
-    bins, mel frames) for Whisper. ``frames`` and ``samples`` (batch,) say how many encoder frames and how many samples
-    each clip fills; ``length`` is the number of encoder frames, padding included.
+    bins, mel frames) for Whisper, (batch, tokens) for BERT, (batch, channels, height, width) for ViT. ``frames`` and
+    ``samples`` (batch,) say how many encoder frames and how many samples each clip fills (both are tokens, or patches and
+    one, where there is no audio); ``length`` is the number of encoder frames, padding included.
     """
 
     values: torch.Tensor
@@ -47,12 +48,19 @@ class Inputs:
 
 def collate(model: Model, clips: Sequence[np.ndarray], positions: int | None = None) -> Inputs:
     """See :meth:`Model.collate`."""
+    if model.anatomy.takes == "images":
+        images = torch.cat([model.features(clip) for clip in clips])
+        count = torch.full((len(clips),), int(model.base.embeddings.position_embeddings.shape[1]))
+        return Inputs(images, count, count, int(count[0]))
     samples = torch.tensor([clip.size for clip in clips])
     kind = model.anatomy.front_end_kind
     if kind == "whisper":
         return _whisper(model, clips, samples, positions)
     values = [model.features(clip)[0] for clip in clips]
-    padded = nn.utils.rnn.pad_sequence(values, batch_first=True)
+    fill = int(model.network.config.pad_token_id or 0) if kind == "tokens" else 0
+    padded = nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill)
+    if kind == "tokens":
+        return Inputs(padded, samples, samples, int(padded.shape[1]))
     if kind == "log_mel":
         return Inputs(padded, torch.tensor([each.shape[0] for each in values]), samples, int(padded.shape[1]))
     frames = frames_of(model, samples)

@@ -9,11 +9,12 @@ from torch import nn
 
 from edgecompress.errors import ModelError
 from edgecompress.model.anatomy import Anatomy
-from edgecompress.model.attention import SelfAttention
+from edgecompress.model.attention import PROJECTIONS, SelfAttention
 from edgecompress.model.linear import AnyLinear, FactoredLinear, dense_weight, select_inputs, select_outputs
 
-ATTENTION_MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj")
+ATTENTION_MATRICES = PROJECTIONS
 FFN_MATRICES = ("up", "down")
+MATRICES = (*ATTENTION_MATRICES, *FFN_MATRICES)
 
 
 class Layer:
@@ -43,19 +44,24 @@ class Layer:
         """The feed-forward network's second matrix, (width, units)."""
         return self.matrix("down")
 
-    def _path(self, name: str) -> str:
-        if name in FFN_MATRICES:
-            return self.anatomy.up if name == "up" else self.anatomy.down
-        return f"{self.anatomy.attention}.{name}"
-
     def matrix(self, name: str) -> AnyLinear:
         """One of ``q_proj, k_proj, v_proj, out_proj, up, down``."""
-        return self.module.get_submodule(self._path(name))  # type: ignore[return-value]
+        return self.module.get_submodule(self.anatomy.path(name))  # type: ignore[return-value]
 
     def replace(self, name: str, new: AnyLinear) -> None:
         """Put another map in a matrix's place."""
-        parent, _, leaf = self._path(name).rpartition(".")
+        parent, _, leaf = self.anatomy.path(name).rpartition(".")
         setattr(self.module.get_submodule(parent), leaf, new)
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Slice the attention to ``heads`` (original numbers). With none, what stays is out_proj's bias."""
+        attention = self.attention
+        places = [attention.heads.index(head) for head in heads]
+        rows = [place * attention.head_dim + i for place in places for i in range(attention.head_dim)]
+        for name in ("q_proj", "k_proj", "v_proj"):
+            self.replace(name, select_outputs(self.matrix(name), rows))
+        self.replace("out_proj", select_inputs(self.matrix("out_proj"), rows))
+        attention.heads = tuple(heads)
 
     def select_units(self, units: Sequence[int]) -> None:
         """Slice the feed-forward network to ``units`` (original numbers). With none, what stays is the bias of down."""

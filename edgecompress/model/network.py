@@ -41,7 +41,7 @@ class Origin:
 
 
 class Model(nn.Module):
-    """A speech Transformer that edgecompress can change, and still the torch module it was.
+    """A Transformer that edgecompress can change, and still the torch module it was.
 
     Calling it calls the transformers module; attributes it does not have are looked up there (``config``,
     ``generate``, ``encoder`` ...). ``network`` is that module. Structure changes only through :meth:`change`.
@@ -57,7 +57,7 @@ class Model(nn.Module):
         self.origin = origin
         self.edits: tuple[Edit, ...] = ()
         self.folded_parameters = 0
-        self._layers = [Layer(module, i, anatomy) for i, module in enumerate(self.encoder_module.layers)]
+        self._layers = [Layer(module, i, anatomy) for i, module in enumerate(self.stack)]
         self._front_end = FrontEnd(self.base, anatomy)
         self.eval()
 
@@ -126,6 +126,12 @@ class Model(nn.Module):
     @property
     def encoder_module(self) -> Any:
         return self.base.get_submodule(self.anatomy.encoder)
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        """The library's list of encoder layers, those that are left."""
+        found: nn.ModuleList = getattr(self.encoder_module, self.anatomy.stack)
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -243,8 +249,8 @@ class Model(nn.Module):
             del first.rel_attn_embed
         self._layers = kept
         stack = nn.ModuleList([layer.module for layer in kept])
-        stack.training = self.encoder_module.layers.training
-        self.encoder_module.layers = stack
+        stack.training = self.stack.training
+        setattr(self.encoder_module, self.anatomy.stack, stack)
         weights = getattr(self.network, "layer_weights", None)
         if weights is not None:  # a learned sum over hidden states: the projected input and one for each layer
             rows = [0] + [before.index(number) + 1 for number in numbers]
@@ -254,7 +260,7 @@ class Model(nn.Module):
         """Carry out :class:`edits.KeepContext`."""
         now = self.context_positions
         if now is None:
-            raise ValueError(f"{self.family} has no fixed context: it takes audio of any length")
+            raise ValueError(f"{self.family} has no fixed context of audio")
         if positions > now:
             raise ValueError(f"the encoder sees {now} positions; {positions} would be more")
         encoder = self.encoder_module
@@ -271,7 +277,12 @@ class Model(nn.Module):
         """One clip of 16 kHz mono audio, float32 in [-1, 1], as the encoder's input of batch 1.
 
         Waveform families: (1, samples). MelHuBERT: (1, frames, log-mel features). Whisper: (1, mel bins, frames of the
-        whole context).
+        whole context). For BERT a clip is token numbers (tokens,), int64, and becomes (1, tokens); for ViT pixels
+        (channels, height, width), float32, as its image processor makes them, and becomes (1, channels, height, width).
+
+        Raises:
+            AudioError: audio too short, or not mono.
+            ModelError: not what the family takes.
         """
         from edgecompress.model.features import extract
 

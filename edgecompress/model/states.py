@@ -27,6 +27,8 @@ RANDOM_IN_TRAINING = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "ma
 def states(model: Model, inputs: Inputs, hide: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
     """See :meth:`Model.states`."""
     inputs = inputs.to(model.device)
+    if hide is not None and model.anatomy.takes != "audio":
+        raise ModelError(f"{model.family} has no frames of audio to hide", hint="leave hide out")
     if hide is not None:
         hide = hide.to(model.device)
     if model.family == "whisper":
@@ -58,11 +60,13 @@ def logits(model: Model, inputs: Inputs) -> torch.Tensor:
 
 
 def _mask(model: Model, inputs: Inputs) -> torch.Tensor | None:
-    """The mask that the family's forward takes: by sample for waveforms, by frame for log-mel; None without padding."""
+    """The mask that the family's forward takes: by sample for waveforms, by frame or token else; None without padding."""
     if not inputs.padded:
         return None
     if model.anatomy.front_end_kind == "log_mel":
         return inputs.mask
+    if model.anatomy.front_end_kind == "tokens":
+        return inputs.mask.long()
     counted = torch.arange(inputs.values.shape[1], device=inputs.samples.device)
     return (counted < inputs.samples[:, None]).long()
 

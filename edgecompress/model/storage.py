@@ -19,9 +19,10 @@ from torch import nn
 from edgecompress import records, sources
 from edgecompress.errors import ModelError
 from edgecompress.model.anatomy import Anatomy, anatomy_of, class_name
-from edgecompress.model.attention import GatedSelfAttention, SelfAttention
+from edgecompress.model.attention import PROJECTIONS, GatedSelfAttention, SelfAttention
 from edgecompress.model.edits import EDITS
 from edgecompress.model.folding import fold_weight_norm
+from edgecompress.model.layer import MATRICES
 from edgecompress.model.network import Model, Origin
 from edgecompress.model.states import nothing_random_but_dropout
 from edgecompress.records import Source
@@ -33,6 +34,7 @@ CARRIED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
+    "vocab.txt",
     "special_tokens_map.json",
     "merges.txt",
 )
@@ -60,7 +62,7 @@ def load(path_or_id: str | os.PathLike[str]) -> Model:
         source_bytes=sum(file.stat().st_size for file in sources.weight_files(folder)),
         extra_files=_carried(folder),
     )
-    return dress(_from_folder(folder, name), anatomy, name, origin)
+    return dress(_from_folder(folder, name, anatomy), anatomy, name, origin)
 
 
 def from_config(config: Any, *, seed: int, name: str = "random", source: Source | None = None) -> Model:
@@ -123,17 +125,51 @@ def dress(network: Any, anatomy: Anatomy, architecture: str, origin: Origin, *, 
     """Fold weight norm and put our attention in the place of the library's."""
     import transformers
 
-    encoder = network.base_model.get_submodule(anatomy.encoder)
+    layers = _layers_of(network, anatomy, architecture)
     folded = fold_weight_norm(network, check=check)
     version_4 = int(transformers.__version__.split(".")[0]) < 5
-    returns = 2 if anatomy.family == "whisper" or not version_4 else 3
+    returns = 3 if version_4 and anatomy.takes == "audio" and anatomy.family != "whisper" else 2
     kind = GatedSelfAttention if anatomy.relative_position else SelfAttention
-    for layer in encoder.layers:
-        setattr(layer, anatomy.attention, kind(getattr(layer, anatomy.attention), returns))
+    paths = {name: anatomy.path(name) for name in PROJECTIONS}
+    inside = f"{anatomy.attention}."
+    names = {name: path.removeprefix(inside) for name, path in paths.items() if path.startswith(inside)}
+    for layer in layers:
+        attention = kind(layer.get_submodule(anatomy.attention), returns, names)
+        parent, _, leaf = anatomy.attention.rpartition(".")
+        setattr(layer.get_submodule(parent), leaf, attention)
     nothing_random_but_dropout(network, waveform=anatomy.front_end_kind == "convolutions")
     model = Model(network, anatomy, architecture, origin)
     model.folded_parameters = folded
     return model
+
+
+def _layers_of(network: Any, anatomy: Anatomy, architecture: str) -> nn.ModuleList:
+    """The list of encoder layers.
+
+    Raises:
+        ModelError: this transformers keeps the family's parts elsewhere, or the network is a decoder.
+    """
+    import transformers
+
+    config, strange = network.config, False
+    if anatomy.takes == "tokens":
+        strange = config.is_decoder or getattr(config, "position_embedding_type", "absolute") != "absolute"
+    if strange:
+        raise ModelError(
+            f"{architecture} as a decoder, or with relative positions, is not supported",
+            hint="give an encoder with absolute positions",
+        )
+    try:
+        layers: nn.ModuleList = getattr(network.base_model.get_submodule(anatomy.encoder), anatomy.stack)
+        for layer in layers[:1]:
+            for name in MATRICES:
+                layer.get_submodule(anatomy.path(name))
+    except AttributeError as cause:
+        raise ModelError(
+            f"transformers {transformers.__version__} keeps the parts of {architecture} elsewhere ({cause})",
+            hint="install a newer transformers",
+        ) from cause
+    return layers
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -191,7 +227,8 @@ def _preprocessor(folder: Path) -> dict[str, Any] | None:
     if (folder / "preprocessor_config.json").exists():
         return read_json(folder / "preprocessor_config.json")
     if (folder / "processor_config.json").exists():
-        nested = read_json(folder / "processor_config.json").get("feature_extractor")
+        both = read_json(folder / "processor_config.json")
+        nested = both.get("feature_extractor") or both.get("image_processor")
         return nested if isinstance(nested, dict) else None
     return None
 
@@ -208,7 +245,7 @@ def _library(where: object, hint: str) -> Iterator[None]:
         raise ModelError(f"{where}: {type(cause).__name__}: {_line(cause)}", hint=hint) from cause
 
 
-def _from_folder(folder: Path, name: str) -> nn.Module:
+def _from_folder(folder: Path, name: str, anatomy: Anatomy) -> nn.Module:
     with _library(f"{folder}: the weights do not load", "the file is truncated or of another model; download it again"):
         network, info = network_class(name).from_pretrained(
             str(folder),
@@ -222,8 +259,11 @@ def _from_folder(folder: Path, name: str) -> nn.Module:
         if name.endswith("masked_spec_embed") and name in info["missing_keys"]:
             torch.nn.init.zeros_(parameter)  # only training looks at it; random, two loads would not be the same
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
+    if missing and all(key.startswith("pooler.") for key in missing):
+        network.pooler, missing = None, []  # a folder that was saved with a pretraining head has none
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", []))
-    spare = sorted(key for key in info["unexpected_keys"] if re.search(r"encoder\.layers\.\d+\.", key))
+    stack = re.escape(f"{anatomy.encoder}.{anatomy.stack}".lstrip("."))
+    spare = sorted(key for key in info["unexpected_keys"] if re.search(rf"(^|\.){stack}\.\d+\.", key))
     if spare:
         raise ModelError(
             f"{folder}: config.json has no place for {len(spare)} weights of encoder layers, e.g. {spare[0]}",
@@ -269,6 +309,8 @@ def _rebuild(folder: Path, config: dict[str, Any], anatomy: Anatomy, name: str) 
         )
         if other:
             raise RuntimeError(f"numbers of type {other[0]}, wanted torch.float32")
+        if getattr(model.network, "pooler", None) is not None and not any(key.startswith("pooler.") for key in state):
+            model.network.pooler = None
         model.network.load_state_dict(_with_ties(model.network, state), strict=True, assign=True)
     except FileNotFoundError as cause:
         raise ModelError(f"{folder} has no model.safetensors", hint="compress the model again") from cause
@@ -277,6 +319,7 @@ def _rebuild(folder: Path, config: dict[str, Any], anatomy: Anatomy, name: str) 
             f"{folder}: the weights do not fit the edits: {_line(cause)}",
             hint="the folder is damaged; compress the model again",
         ) from cause
+    _fill_buffers(model.network)
     if hasattr(model.network, "tie_weights"):
         model.network.tie_weights()
     return model.eval()
@@ -300,6 +343,15 @@ def _with_ties(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, 
         tied = state.get("model.decoder.embed_tokens.weight")
         return state if tied is None else {**state, "proj_out.weight": tied}
     return state
+
+
+def _fill_buffers(network: nn.Module) -> None:
+    """Give BERT's tables of positions and of token types, which no file holds, their numbers."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta and name in ("position_ids", "token_type_ids"):
+                row = torch.arange(buffer.shape[1]) if name == "position_ids" else torch.zeros(buffer.shape[1]).long()
+                setattr(module, name, row.expand(buffer.shape))
 
 
 def _line(cause: BaseException) -> str:

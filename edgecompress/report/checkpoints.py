@@ -74,13 +74,14 @@ def _columns(metric: Metric) -> list[tuple[str, str]]:
 
 def _cells(row: Row, metrics: list[Metric], dense: Row | None) -> list[Cell]:
     cost = row.cost
-    share = cost.macs.per_second / dense.cost.macs.per_second if cost and dense and dense.cost else None
+    rate, whole = _per_second(row), _per_second(dense) if dense else None
+    share = rate / whole if rate is not None and whole else None
     told = [
         Cell(row.label, sort=row.label),
         Cell(row.technique.replace("_", " ")),
         number(cost.parameters.total if cost else None, 4, 1e6),
         number(cost.parameters.nonzero if cost else None, 4, 1e6),
-        number(cost.macs.per_second if cost else None, 3, 1e9),
+        number(rate, 3, 1e9),
         Cell(f"{share:.1%}", sort=share) if share is not None else NOTHING,
     ]
     for metric in metrics:
@@ -88,6 +89,11 @@ def _cells(row: Row, metrics: list[Metric], dense: Row | None) -> list[Cell]:
         told.append(scored(cell))
         told.append(_difference(cell.difference) if cell and cell.difference else NOTHING)
     return told
+
+
+def _per_second(row: Row) -> float | None:
+    """Multiply-accumulates for a second of audio, where the row has them."""
+    return row.cost.macs.per_second if row.cost else None
 
 
 def _difference(difference: Estimate) -> Cell:
@@ -102,7 +108,8 @@ def _figure(found: list[Row], metric: Metric) -> Figure | None:
     if not drawn:
         return None
     name, higher = metric_name(metric), drawn[0].scores[metric].higher_is_better
-    macs = Axis("GMAC for one second of audio", {id(r): exact(r.cost.macs.per_second / 1e9) for r in drawn if r.cost})
+    rates = {id(row): _per_second(row) for row in drawn}
+    macs = Axis("GMAC for one second of audio", {key: exact(rate / 1e9) for key, rate in rates.items() if rate})
     score = Axis(
         side(metric, higher),
         {id(row): row.scores[metric].estimate for row in here},

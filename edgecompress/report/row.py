@@ -110,6 +110,7 @@ class Row:
         if self.cost is None:
             return None
         seconds = self.measurement.audio_seconds if self.measurement else None
-        if seconds is None or abs(seconds - self.cost.seconds) <= 0.02 * self.cost.seconds:
+        counted, per_second = self.cost.seconds, self.cost.macs.per_second
+        if seconds is None or counted is None or per_second is None or abs(seconds - counted) <= 0.02 * counted:
             return float(self.cost.macs.total)
-        return self.cost.macs.per_second * seconds
+        return per_second * seconds

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.errors import TechniqueError
+
 if TYPE_CHECKING:
     from edgecompress.model import Model
     from edgecompress.techniques import Context
@@ -32,10 +34,16 @@ def recover(
     is in eval mode, on the device it was on, and a note says how long it trained and how the loss went.
 
     Raises:
-        TechniqueError: there is no audio to train on, or no teacher where the objective needs one.
+        TechniqueError: there is no audio to train on, or no teacher where the objective needs one; or the model hears
+            no audio at all.
     """
     if training is None or not training.steps:
         return None
+    if model.anatomy.takes != "audio":
+        raise TechniqueError(
+            f"{name} trains on audio, and {model.family} takes {model.anatomy.takes}",
+            hint="leave the training out, or take a step that has none",
+        )
     from edgecompress.training import objectives
     from edgecompress.training.loop import train
 

@@ -28,7 +28,8 @@ class Target:
     """What the whole model may cost at most: ``{ parameters = 0.5 }`` or ``{ macs = 1.2e9, seconds = 5 }``.
 
     Up to 1 it is a share of what the uncompressed source model costs, above 1 a number. ``macs`` are those of ``seconds``
-    of audio (default 10; Whisper's are those of its context, the reference's of the same audio length).
+    of audio (default 10; Whisper's are those of its context, the reference's of the same audio length). A model of text
+    is counted for 128 tokens, one of images for one image.
     """
 
     parameters: Amount | None = None
@@ -74,10 +75,10 @@ def goal_of(target: Target, model: Model, context: Context) -> Goal:
     if target.parameters is not None:
         return Goal(_number(target.parameters, _parameters(reference)), "parameters", _parameters)
     assert target.macs is not None
-    samples = round((target.seconds or model.max_seconds or cost.DEFAULT_SECONDS) * cost.SAMPLE_RATE)
+    length = cost.length_of(model, target.seconds)
 
     def macs(one: Model) -> int:
-        return sum(cost.macs(one, samples).values())
+        return sum(cost.macs(one, length).values())
 
     return Goal(_number(target.macs, macs(reference)), "MACs", macs)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgecompress.model import Model
     from edgecompress.model.layer import Layer
 
-# What config.json calls them: waveform families and MelHuBERT, and Whisper.
+# What config.json calls them: Whisper the second, all others the first.
 NAMES = {
     "width": ("hidden_size", "d_model"),
     "layers": ("num_hidden_layers", "encoder_layers"),
@@ -65,8 +65,7 @@ def thinner_config(model: Model, width: int, heads: int | None, units: int | Non
         values.update({key: value for key in NAMES[name] if key in values})
     if model.family == "whisper":
         values |= {"decoder_attention_heads": heads, "max_source_positions": model.context_positions}
-    if "output_hidden_size" in values:
-        values["output_hidden_size"] = width
+    values.update({name: width for name in ("output_hidden_size", "pooler_output_size") if name in values})
     return values
 
 
@@ -81,11 +80,11 @@ def fill_with_slices(new: Model, old: Model) -> None:
     """
     plan = _Plan(new, old)
     given = dict(old.network.named_parameters())
-    prefix = next(name for name, module in new.network.named_modules() if module is new.encoder_module)
+    prefix = next(name for name, module in new.network.named_modules() if module is new.stack) + "."
     for name, parameter in new.network.named_parameters():
         source = given[name]
-        if name.startswith(f"{prefix}.layers."):
-            number, _, rest = name.removeprefix(f"{prefix}.layers.").partition(".")
+        if name.startswith(prefix):
+            number, _, rest = name.removeprefix(prefix).partition(".")
             part = plan.in_layer(int(number), rest, source)
         elif "pos_conv_embed" in name and source.dim() == 3 and source.shape[0] != parameter.shape[0]:
             part = plan.in_groups(source)
@@ -123,10 +122,9 @@ class _Plan:
         rows = (self.heads[number][:, None] * self.head_dim + self.inside).reshape(-1)
         owner, _, kind = rest.rpartition(".")
         name = owner.rpartition(".")[2]
-        in_attention = owner.startswith(self.anatomy.attention)
-        if in_attention and name in ("q_proj", "k_proj", "v_proj"):
+        if owner in [self.anatomy.path(matrix) for matrix in ("q_proj", "k_proj", "v_proj")]:
             return self._wide(tensor[rows])
-        if in_attention and name == "out_proj" and kind == "weight":
+        if owner == self.anatomy.path("out_proj") and kind == "weight":
             return self._wide(tensor[:, rows], dim=0)
         if owner == self.anatomy.up:
             return self._wide(tensor[self.units[number]])

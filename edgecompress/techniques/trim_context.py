@@ -30,8 +30,9 @@ class TrimContext:
 
     def apply(self, model: Model, context: Context) -> None:
         if model.context_positions is None:
+            takes = "audio of any length" if model.anatomy.takes == "audio" else model.anatomy.takes
             raise TechniqueError(
-                f"{model.family} takes audio of any length: it has no context to trim",
+                f"{model.family} takes {takes}: it has no context to trim",
                 hint="trim_context is for Whisper",
             )
         positions = round(self.seconds * POSITIONS_PER_SECOND)
