@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ModelError
-from edgecompress.model.features import image_shape
+from edgecompress.model.features import USUAL_TOKENS, image_shape
 from edgecompress.records import Cost, Macs, Parameters
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16000
 DEFAULT_SECONDS = 10.0
-DEFAULT_TOKENS = 128
 PARTS = ("front_end", "projection", "position_conv", "attention_projections", "attention_scores", "ffn")
 HEAD_MODULES = ("lm_head", "projector", "classifier")
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
@@ -78,7 +77,7 @@ def length_of(model: Model, seconds: float | None = None, tokens: int | None = N
     if takes == "images":
         return 1
     most = int(model.network.config.max_position_embeddings)
-    return min(DEFAULT_TOKENS, most) if tokens is None else tokens
+    return min(USUAL_TOKENS, most) if tokens is None else tokens
 
 
 def _macs(parts: dict[str, int], seconds: float | None) -> Macs:

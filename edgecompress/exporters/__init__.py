@@ -150,7 +150,7 @@ def export(
     from edgecompress import cost
     from edgecompress.exporters import accuracy, golden, lineage, parity
     from edgecompress.exporters.tracing import evaluating
-    from edgecompress.model.forms import form_of
+    from edgecompress.model.forms import can_be_padded, form_of
 
     exporter = exporter or plugins.find("exporters", format)()
     options = options or Options()
@@ -159,7 +159,7 @@ def export(
             f"{exporter.format} has no precision {precision!r}",
             hint=plugins.nearest(precision, list(exporter.precisions)),
         )
-    form = form_of(model, input, padded=options.padded or (exporter.always_padded and model.family != "whisper"))
+    form = form_of(model, input, padded=options.padded or (exporter.always_padded and can_be_padded(model)))
     facts = lineage.facts(model, recipe, techniques)
     asked = lineage.shape_options(options)
     full = lineage.matching_fp32(
@@ -184,7 +184,7 @@ def export(
         checked = parity.check(model, run, precision, exporter.runtime, clips, form, written, conditions, scores)
         kept = golden.write(model, precision, beside, clips, form, written)
         del run
-        seconds = kept.audio.golden_seconds if kept.audio else 0.0
+        seconds = kept.audio.golden_seconds if kept.audio else None
         artifact = Artifact(
             name=name or f"{recipe or model.origin.source.name}-{exporter.format}-{precision}",
             recipe=recipe,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MINIMUM_SAMPLES = 400
 POSITION_SAMPLES = 320  # of one frame of Whisper's encoder, 20 ms
+USUAL_TOKENS = 128  # of a text, where nothing else is asked
 
 
 @cache

@@ -218,6 +218,10 @@ def form_of(model: Model, takes: str | None = None, padded: bool = False) -> For
 
 def forms_of(model: Model) -> list[Form]:
     """All forms that a family can be exported in, the usual one first."""
+    if model.anatomy.takes != "audio":
+        from edgecompress.model.text_and_image_forms import text_or_image_form
+
+        return [text_or_image_form(model)]
     config = model.network.config
     outputs = (_answer(model),)
     waveform = AudioForm("waveform", (Port("input_values", ("batch", "samples")),), outputs, "samples", 16000.0)
@@ -240,7 +244,14 @@ def form_by_inputs(model: Model, names: Sequence[str]) -> Form:
     return form_of(model)
 
 
+def can_be_padded(model: Model) -> bool:
+    """Whether the family has a form with a lengths input: Whisper hears its padding, and text has a mask already."""
+    return model.anatomy.takes == "audio" and model.family != "whisper"
+
+
 def _with_lengths(model: Model, form: Form) -> Form:
+    if model.anatomy.takes != "audio":
+        raise ModelError(f"{model.family} takes {form.unit}: it has no lengths input", hint="leave the option out")
     if not isinstance(form, AudioForm) or model.family == "whisper":
         raise ModelError(
             f"{model.family} has no form with a lengths input",
