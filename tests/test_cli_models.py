@@ -158,7 +158,7 @@ def absent(model: Path, to: Path) -> Path:
 
 def of_another_architecture(model: Path, to: Path) -> Path:
     copied(model, to)
-    (to / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    (to / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2Model"]}))
     return to
 
 
@@ -185,7 +185,7 @@ def with_broken_config(model: Path, to: Path) -> Path:
 
 
 BAD_MODELS = [
-    (absent, "no such model"), (of_another_architecture, "bert"), (truncated, "do not load"),
+    (absent, "no such model"), (of_another_architecture, "gpt2"), (truncated, "do not load"),
     (only_a_pickle, "pickle"), (without_config, "config.json"), (with_broken_config, "config.json"),
 ]  # fmt: skip
 

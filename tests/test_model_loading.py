@@ -239,7 +239,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"model_type": "bert"}, "'bert' is not a family"),
+        ({"model_type": "gpt2"}, "'gpt2' is not a family"),
         ({"model_type": None}, "is not a family"),
         ({"architectures": ["HubertForFlying"]}, "'HubertForFlying' is not supported"),
         ({"architectures": ["BertModel"]}, "'BertModel' is not supported"),
