@@ -28,7 +28,8 @@ ROOMS: dict[str, set[str]] = {
     "faults": set(),
     "job": set(),
     "recipe": {"faults", "job"},
-    "model": {"sources"},
+    "transcript": set(),
+    "model": {"sources", "transcript"},
     "cost": set(),
     "training": {"audio", "paths"},
     "techniques": {"cost", "job", "training"},  # the driver notes the cost before and after each step; rounds recover
@@ -155,7 +156,8 @@ def test_no_file_outgrows_a_mind(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["edgecompress", "edgecompress.cli.app", "edgecompress.report", "edgecompress.session"]
+    "module",
+    ["edgecompress", "edgecompress.cli.app", "edgecompress.report", "edgecompress.session", "edgecompress.transcript"],
 )
 def test_help_bench_and_report_do_not_wait_for_torch(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'transformers', 'plotly', 'onnxruntime'}} & set(sys.modules)"
