@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MINIMUM_SAMPLES = 400
 POSITION_SAMPLES = 320  # of one frame of Whisper's encoder, 20 ms
 USUAL_TOKENS = 128  # of a text, where nothing else is asked
+POSITIONS_AFTER = 50  # of silence, heard after those that are wanted
 
 
 @cache
@@ -63,7 +64,7 @@ def whisper_features(model: Model, clip: np.ndarray, positions: int) -> torch.Te
     context = int(model.context_positions or 0)
     settings = {"feature_size": int(model.network.config.num_mel_bins), **_settings(model)}
     extractor = _extractor("WhisperFeatureExtractor", canonical_json(settings))
-    samples = min(context, positions + 50) * POSITION_SAMPLES
+    samples = heard_samples(positions, context)
     values = extractor(
         clip, sampling_rate=16000, max_length=samples, padding="max_length", truncation=True, return_tensors="np"
     ).input_features
@@ -108,6 +109,11 @@ def image_shape(model: Model) -> tuple[int, int, int]:
 def _told(given: np.ndarray) -> str:
     audio = given.ndim == 1 and np.issubdtype(given.dtype, np.floating)
     return "audio" if audio else f"{given.dtype} of shape {given.shape}"
+
+
+def heard_samples(positions: int, context: int) -> int:
+    """How many samples features are made of where ``positions`` of a context are wanted."""
+    return min(context, positions + POSITIONS_AFTER) * POSITION_SAMPLES
 
 
 def _settings(model: Model) -> dict[str, Any]:
