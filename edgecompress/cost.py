@@ -89,19 +89,31 @@ def of_export(model: Model, seconds: float | None, file_bytes: int, takes: str |
     """What an exported file costs: only the parameters that are in it, and MACs for the audio it will be timed with.
 
     ``takes`` is the form it was exported in; log-mel frames made inside are a part of their own. ``seconds`` is None
-    where no audio goes in.
+    where no audio goes in: a step of Whisper's decoder is counted for one token.
     """
     from edgecompress.model.forms import form_of
-    from edgecompress.model.log_mel import LogMel, settings_of
 
     whole = measure(model, seconds)
-    parts = dict(whole.macs.parts)
+    form, parts, held = form_of(model, takes), dict(whole.macs.parts), exported_parameters(model)
     if _idle_pooler(model) is not None:
         del parts["pooler"]
-    if getattr(form_of(model, takes), "log_mel", False) and seconds is not None:
-        parts = {"log_mel": LogMel(settings_of(model)).macs(round(seconds * SAMPLE_RATE)), **parts}
-    counted = _macs(parts, whole.seconds)
-    return whole.model_copy(update={"parameters": exported_parameters(model), "bytes": file_bytes, "macs": counted})
+    if hasattr(form, "macs"):
+        parts, held = form.macs(model, parts), _count(form.module(model), model.folded_parameters)
+    if getattr(form, "log_mel", False) and seconds is not None:
+        parts = {"log_mel": _log_mel(model, round(seconds * SAMPLE_RATE)), **parts}
+    counted = _macs(parts, None if seconds is None else whole.seconds)
+    return whole.model_copy(update={"parameters": held, "bytes": file_bytes, "macs": counted})
+
+
+def _log_mel(model: Model, samples: int) -> int:
+    """MACs of the frames that are made inside."""
+    if model.family == "whisper":
+        from edgecompress.model.whisper_log_mel import log_mel_of
+
+        return log_mel_of(model).macs()
+    from edgecompress.model.log_mel import LogMel, settings_of
+
+    return LogMel(settings_of(model)).macs(samples)
 
 
 # --- parameters and bytes --------------------------------------------------------------------------------------------

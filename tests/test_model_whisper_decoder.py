@@ -16,7 +16,8 @@ from edgecompress.errors import ModelError
 from edgecompress.model import Model, load
 from edgecompress.model.decoding import greedy_tokens, rules
 from edgecompress.model.decoding import transcribe as in_torch
-from edgecompress.model.whisper_forms import PartForm, cache_form, fixed_step_form, step_form
+from edgecompress.model.forms import Form
+from edgecompress.model.whisper_forms import StepForm, cache_form, fixed_step_form, part_forms, step_form
 from edgecompress.transcript import Runner, read, transcribe
 from tests.library import library_network, ours
 from tests.models import example, noise_clip, tiny
@@ -55,22 +56,23 @@ EDITS: dict[str, Callable[[Model], None]] = {
 }
 
 
-def fed(form: PartForm, tensors: tuple[torch.Tensor, ...]) -> dict[str, np.ndarray]:
+def fed(form: Form, tensors: tuple[torch.Tensor, ...]) -> dict[str, np.ndarray]:
     return {port.name: tensor.numpy() for port, tensor in zip(form.inputs, tensors, strict=True)}
 
 
-def assert_answers(run: Runner, form: PartForm, model: Model, tensors: tuple[torch.Tensor, ...]) -> None:
+def assert_answers(run: Runner, form: Form, model: Model, tensors: tuple[torch.Tensor, ...]) -> None:
     """What runs says what the library says, in the ports' types and shapes."""
-    said, wanted = run(fed(form, tensors)), form.reference(model, tensors)
-    for port, reference in zip(form.outputs, wanted, strict=True):
+    feeds = fed(form, tensors)
+    said, wanted = run(feeds), form.answer(model, feeds)
+    for port in form.outputs:
         got = said[port.name]
         assert str(got.dtype) == port.dtype
         fixed = [(size, given) for size, given in zip(port.shape, got.shape, strict=True) if isinstance(size, int)]
         assert all(size == given for size, given in fixed), port
-        np.testing.assert_allclose(got, reference.numpy(), atol=2e-5, rtol=1e-5, err_msg=port.name)
+        np.testing.assert_allclose(got, wanted[port.name], atol=2e-5, rtol=1e-5, err_msg=port.name)
 
 
-def of_module(form: PartForm, model: Model) -> Runner:
+def of_module(form: Form, model: Model) -> Runner:
     module = form.module(model)
 
     def run(feeds: Any) -> dict[str, np.ndarray]:
@@ -81,17 +83,17 @@ def of_module(form: PartForm, model: Model) -> Runner:
     return run
 
 
-def feeds_of_steps(form: PartForm, model: Model) -> list[tuple[torch.Tensor, ...]]:
-    """Batches of 1 to 3, with nothing, something and almost all of the room remembered; one token and more."""
-    one = form.example(model, 1, 4, 5)
-    return [*(form.example(model, 1 + past % 3, past, past) for past in (0, 1, 2, 17)), (one[0][:, :1], *one[1:])]
+def feeds_of_steps(form: StepForm, model: Model) -> list[tuple[torch.Tensor, ...]]:
+    """Batches of 1 to 3, with nothing, something and all of the room remembered; one token and more."""
+    shapes = ((1, 2, 0), (3, 1, 0), (2, 3, 9), (3, 1, CAPACITY - 1), (1, 5, CAPACITY - 5))
+    return [form.example_after(model, *shape, seed=number) for number, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_cross_keys_and_values_are_those_that_the_librarys_decoder_remembers(edit: str) -> None:
     model = whisper()
     EDITS[edit](model)
-    for form in (cache_form(model), cache_form(model, "waveform")):
+    for form in (cache_form(model), cache_form(model, log_mel=True)):
         length = 2 * int(model.context_positions or 0) if form.unit == "mel_frames" else 12000
         assert_answers(of_module(form, model), form, model, form.example(model, 2, length))
 
@@ -99,9 +101,11 @@ def test_cross_keys_and_values_are_those_that_the_librarys_decoder_remembers(edi
 @pytest.mark.parametrize("layers", [1, 3])
 def test_steps_answer_what_the_librarys_decoder_answers_with_the_same_cache(layers: int) -> None:
     model = whisper(decoder_layers=layers)
-    for form in (step_form(model), fixed_step_form(model)):
-        for tensors in (form.example(model, 2, past, past) for past in (0, 1, 9, 17)):
-            assert_answers(of_module(form, model), form, model, tensors)
+    form, fixed = step_form(model), fixed_step_form(model)
+    for tensors in feeds_of_steps(form, model):
+        assert_answers(of_module(form, model), form, model, tensors)
+    for position in (0, 1, 9, CAPACITY - 1):
+        assert_answers(of_module(fixed, model), fixed, model, fixed.example_at(model, 2, position, position))
 
 
 def test_a_shorter_cache_than_the_decoder_has_positions_for_answers_the_same() -> None:
@@ -109,7 +113,7 @@ def test_a_shorter_cache_than_the_decoder_has_positions_for_answers_the_same() -
     form = fixed_step_form(model, capacity=10, positions=30)
     assert form.inputs[2].shape == (2, "batch", 4, 10, 16)
     assert form.inputs[4].shape == (2, "batch", 4, 30, 16)
-    assert_answers(of_module(form, model), form, model, form.example(model, 1, 9))
+    assert_answers(of_module(form, model), form, model, form.example_at(model, 1, 9))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -138,7 +142,7 @@ def test_a_transcript_ends_where_the_cache_is_full() -> None:
 
 def test_a_model_that_writes_no_text_has_no_such_parts() -> None:
     for model in (tiny("whisper"), tiny("whisper", head="ForAudioClassification"), tiny("hubert")):
-        for make in (cache_form, step_form, fixed_step_form):
+        for make in (part_forms, cache_form, step_form, fixed_step_form):
             with pytest.raises(ModelError, match="writes no text"):
                 make(model)
 
@@ -156,37 +160,37 @@ def speaks_the_same(encode: Runner, step: Runner, model: Model, capacity: int | 
 def test_onnx_runtime_says_the_same_with_any_batch_past_and_length(tmp_path: Path) -> None:
     model = pruned()
     runs = {}
-    for form, length in ((cache_form(model, "waveform"), 9000), (step_form(model), 5)):
+    for form, length in ((cache_form(model, log_mel=True), 9000), (step_form(model), 3)):
         traced = form.module(model), form.example(model, 2, length)
-        runs[form.name] = in_onnxruntime(*traced, form.inputs, form.outputs, tmp_path)
+        runs[form.takes] = in_onnxruntime(*traced, form.inputs, form.outputs, tmp_path)
     form = step_form(model)
     for tensors in feeds_of_steps(form, model):
         assert_answers(runs["step"], form, model, tensors)
-    speaks_the_same(runs["cache"], runs["step"], model)
+    speaks_the_same(runs["waveform_cache"], runs["step"], model)
 
 
 def test_openvino_says_the_same_with_any_batch_past_and_length() -> None:
     model = pruned()
     runs = {}
-    for form, length in ((cache_form(model, "waveform"), 9000), (step_form(model), 5)):
+    for form, length in ((cache_form(model, log_mel=True), 9000), (step_form(model), 3)):
         traced = form.module(model), form.example(model, 2, length)
-        runs[form.name] = in_openvino(*traced, form.inputs, form.outputs)
+        runs[form.takes] = in_openvino(*traced, form.inputs, form.outputs)
     form = step_form(model)
     for tensors in feeds_of_steps(form, model):
         assert_answers(runs["step"], form, model, tensors)
-    speaks_the_same(runs["cache"], runs["step"], model)
+    speaks_the_same(runs["waveform_cache"], runs["step"], model)
 
 
 def test_one_tflite_file_has_the_encoder_and_the_step_and_says_the_same(tmp_path: Path) -> None:
     model = pruned()
-    encode, step = cache_form(model, "waveform"), fixed_step_form(model)
+    encode, step = cache_form(model, log_mel=True), fixed_step_form(model)
     parts = {
         "encode": (encode.module(model), encode.example(model, 1, 16000), encode.inputs, encode.outputs),
-        "step": (step.module(model), step.example(model, 1, 5), step.inputs, step.outputs),
+        "step": (step.module(model), step.example(model, 1), step.inputs, step.outputs),
     }
     runner = in_litert(parts, tmp_path / "whisper.tflite")
     for past in (0, 6, CAPACITY - 1):
-        assert_answers(runner("step"), step, model, step.example(model, 1, past, past))
+        assert_answers(runner("step"), step, model, step.example_at(model, 1, past, past))
     speaks_the_same(runner("encode"), runner("step"), model, CAPACITY, rows=1)
 
 
@@ -201,11 +205,11 @@ def test_a_real_order_is_written_down_as_torch_writes_it(tmp_path: Path) -> None
     model.keep_context(600)
     clip = read_clip(min(ORDERS.glob("*.flac"))).samples
     runs, sizes = {}, {}
-    for form, length in ((cache_form(model, "waveform"), 16000), (step_form(model), 5)):
+    for form, length in ((cache_form(model, log_mel=True), 16000), (step_form(model), 3)):
         traced = form.module(model), form.example(model, 2, length)
-        runs[form.name] = in_onnxruntime(*traced, form.inputs, form.outputs, tmp_path)
-        sizes[form.name] = (tmp_path / f"{type(traced[0]).__name__}.onnx").stat().st_size
-    (tokens,) = transcribe(runs["cache"], runs["step"], {"input_values": clip[None]}, rules(model))
+        runs[form.takes] = in_onnxruntime(*traced, form.inputs, form.outputs, tmp_path)
+        sizes[form.takes] = (tmp_path / f"{type(traced[0]).__name__}.onnx").stat().st_size
+    (tokens,) = transcribe(runs["waveform_cache"], runs["step"], {"input_values": clip[None]}, rules(model))
     heard = model.encode(model.features(clip))
     assert [tokens] == greedy_tokens(model, heard)
     text = read(model.origin.extra_files["tokenizer.json"], tokens)

@@ -122,6 +122,10 @@ class AudioForm(Form):
             from edgecompress.model.padded import PaddedForm
 
             return PaddedForm(model, self.takes).eval()
+        if self.log_mel and model.family == "whisper":
+            from edgecompress.model.whisper_log_mel import WhisperWaveformForm
+
+            return WhisperWaveformForm(model).eval()
         return LogMelForm(model).eval() if self.log_mel else encoder_form(model)
 
     def example(self, model: Model, batch: int, length: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -148,7 +152,8 @@ class AudioForm(Form):
             usual = SAMPLES if self.unit == "samples" else FRAMES
             return sorted({*usual, self.trace_length(model) + 1})
         if self.unit == "samples":
-            return [*(length for length in SAMPLES if length < 320 * whole), 320 * whole]
+            whole *= 320
+            return [*(length for length in SAMPLES if length < whole - 1), whole - 1, whole, whole + 700]  # cut off
         parts = (1, whole // 8, whole // 5, whole // 3, whole // 2, whole - 1, whole)
         return [2 * positions for positions in dict.fromkeys(max(1, each) for each in parts)]
 
@@ -228,7 +233,8 @@ def forms_of(model: Model) -> list[Form]:
     kind = model.anatomy.front_end_kind
     if kind == "whisper":
         port = Port("input_features", ("batch", int(config.num_mel_bins), "frames"))
-        return [AudioForm("features", (port,), outputs, "mel_frames", 100.0)]
+        features = AudioForm("features", (port,), outputs, "mel_frames", 100.0)
+        return [features, replace(waveform, outputs=(_whole(model, outputs[0]),), log_mel=True), *_parts(model)]
     if kind == "log_mel":
         port = Port("input_features", ("batch", "frames", int(config.feature_dim)))
         features = AudioForm("features", (port,), outputs, "mel_frames", 1000.0 / config.frame_period_ms)
@@ -275,6 +281,21 @@ def _answer(model: Model) -> Port:
     head = getattr(model.network, "lm_head", None) or model.network.classifier
     width = int(head.out_features)
     return Port(name, ("batch", width) if hasattr(model.network, "projector") else ("batch", time, width))
+
+
+def _whole(model: Model, port: Port) -> Port:
+    """An output of Whisper where its whole context is made inside."""
+    shape = tuple(int(model.context_positions or 0) if size == "positions" else size for size in port.shape)
+    return replace(port, shape=shape)
+
+
+def _parts(model: Model) -> list[Form]:
+    """What a Whisper that writes text offers besides its encoder."""
+    if not model.architecture.endswith("ForConditionalGeneration"):
+        return []
+    from edgecompress.model.whisper_forms import part_forms
+
+    return part_forms(model)
 
 
 class EncoderForm(nn.Module):

@@ -311,10 +311,10 @@ class Model(nn.Module):
     def batches(self, clips: Sequence[np.ndarray], size: int = 8, takes: str | None = None) -> Iterator[torch.Tensor]:
         """Inputs for clips, in order; ``size`` at a time where all have one length, else one by one.
 
-        They are the encoder's, or those of an exported file of the form ``takes``. Families that take any length go one
-        by one, since :meth:`hidden_states` and an exported file know of no padding; :meth:`collate` does.
+        They are the encoder's, or those of an exported file of the form ``takes``. What takes any length goes one by
+        one, since :meth:`hidden_states` and an exported file know of no padding; :meth:`collate` does.
         """
-        if self.context_positions is None:
+        if self.context_positions is None or takes == "waveform":
             size = 1
         for start in range(0, len(clips), size):
             some = clips[start : start + size]
