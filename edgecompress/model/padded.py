@@ -52,7 +52,7 @@ class PaddedForm(nn.Module):
         form = form_of(model, takes)
         if model.anatomy.front_end_kind == "whisper":
             raise ModelError("whisper takes no lengths", hint="it hears the silence that a clip is padded with")
-        self.log_mel = LogMel(settings_of(model)).to(model.device) if form.log_mel else None
+        self.log_mel = LogMel(settings_of(model)).to(model.device) if getattr(form, "log_mel", False) else None
         self.network = model.network
         self.waveform = model.anatomy.front_end_kind == "convolutions"
         # By its class: data2vec-audio's config may ask for a stable encoder, and the family has none.
