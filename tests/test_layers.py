@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "devices": set(),
     "session": {"devices", "runtimes"},
     "stats": set(),
+    "advice": {"devices", "session", "stats"},  # a profile's flags, and files measured on the device itself
     "report": {"stats"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }

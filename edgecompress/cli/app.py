@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecompress.cli import analysis, devices, listing, models, runs
+from edgecompress.cli import advise, analysis, devices, listing, models, runs
 
 app = typer.Typer(
     name="edgecompress",
@@ -37,6 +37,7 @@ app.command()(models.compress)
 app.command()(models.export)
 app.command()(models.score)
 app.command()(analysis.analyze)
+app.command()(advise.advise)
 app.command()(runs.bench)
 app.command()(runs.report)
 app.command()(runs.run)
