@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 from benchmarks import roofline
-from edgecompress import advice, devices
+from edgecompress import advice, devices, session
 from edgecompress.advice import PRODUCTS, WORTH, Core, Measured, Opinion, core_of, probing
 from edgecompress.advice.rules import Rule, precisions, rules
 from edgecompress.devices import profile, profiles
@@ -236,8 +236,19 @@ def test_a_file_that_the_device_cannot_run_is_told_and_leaves_the_others(
     monkeypatch.setattr(probing, "write", lambda folder: files)
     found, notes = probing.probe(local_device, ONCE, rounds=2)
     assert [(one.precision, one.processes) for one in found] == [("int8", 2)]
-    assert len(notes) == 1
-    assert notes[0].startswith(f"{PRODUCTS}, fp16 could not be measured: ")
+    assert [note.partition(": ")[0] for note in notes if "measured" in note] == [
+        f"{PRODUCTS}, fp16 could not be measured"
+    ]
+
+
+def test_the_state_of_the_device_that_was_probed_is_told(
+    local_device: devices.Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = write_model(tmp_path / "good.onnx")
+    monkeypatch.setattr(probing, "write", lambda folder: {f"{PRODUCTS}, fp32": good, f"{PRODUCTS}, int8": good})
+    virtual = bool(session.probe(local_device).identity.get("virtual"))
+    _, notes = probing.probe(local_device, ONCE, rounds=1)
+    assert any(note.startswith("A virtual machine") for note in notes) == virtual
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,12 @@ ROOMS: dict[str, set[str]] = {
     "devices": set(),
     "session": {"devices", "runtimes"},
     "stats": set(),
-    "advice": {"devices", "session", "stats"},  # a profile's flags, and files measured on the device itself
+    "advice": {
+        "devices",
+        "session",
+        "stats",
+        "report",
+    },  # files measured on the device, and the report's caveats on them
     "report": {"stats"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }

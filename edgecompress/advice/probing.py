@@ -20,6 +20,8 @@ from edgecompress import session, stats
 from edgecompress.advice import PRODUCTS, Measured
 from edgecompress.devices import Device
 from edgecompress.errors import AgentDied, AgentFailed
+from edgecompress.records import Measurement
+from edgecompress.report import caveats
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +34,8 @@ CONVOLUTION = "convolution"
 PLAN = session.Plan(repetitions=2, warmup_s=0.1, min_samples=3, min_seconds=0.3, max_seconds=3.0, timeout_s=120.0)
 ROUNDS = 2
 OPSET, IR_VERSION = 17, 9
+# Of the report's caveats those that bear on a ratio of two files of one session.
+TELLING = ("busy", "other-load", "throttled", "clock-drop", "swap", "virtual")
 
 Say = Callable[[str], None]
 
@@ -42,7 +46,7 @@ def probe(
     """Measure the probe's files on a device, in turn, ``rounds`` times over.
 
     Returns:
-        What was measured, and a note for each file that the device's runtime could not run.
+        What was measured, and notes: on the device's state, and on each file that its runtime could not run.
 
     Raises:
         ModuleNotFoundError: onnx is not installed here.
@@ -50,6 +54,7 @@ def probe(
     """
     samples: dict[str, list[list[float]]] = {}
     failed: dict[str, str] = {}
+    seen: dict[str, str] = {}
     version = ""
     with tempfile.TemporaryDirectory(prefix="edgecompress-probe-") as folder:
         files = write(Path(folder))
@@ -65,10 +70,21 @@ def probe(
                     failed[name] = why.message
                     continue
                 version = found.runtime_version
+                seen |= _caveats(found)
                 samples.setdefault(name, []).extend([[ns / 1e6 for ns in one.samples_ns] for one in found.repetitions])
     runtime = f"{RUNTIME} {version}, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
-    notes = [f"{name} could not be measured: {why}" for name, why in failed.items()]
+    notes = [f"{caveats.TITLES[code]}: {text}" for code, text in seen.items()]
+    if {"busy", "other-load"} & set(seen):
+        # A convolution of 3.8 ms beside one of 1.2: 3.3 by processor time, 14 by the clock among seven jobs on two cores.
+        notes.append(
+            "short runs fit between others' turns and long ones do not: ratios come out too high on a busy device"
+        )
+    notes += [f"{name} could not be measured: {why}" for name, why in failed.items()]
     return list(_compared({name: one for name, one in samples.items() if name not in failed}, runtime)), notes
+
+
+def _caveats(found: Measurement) -> dict[str, str]:
+    return {one.code: one.text for one in caveats.of_measurement(found) if one.code in TELLING}
 
 
 def _compared(samples: dict[str, list[list[float]]], runtime: str) -> Iterator[Measured]:
