@@ -144,7 +144,7 @@ def test_waveform_in_is_exported_and_scored_as_features_in(tmp_path: Path) -> No
 
     clips = [Clip(seed) for seed in range(3)]
     run = runner("onnx", tmp_path / "a" / "model.onnx")
-    said = of_runner(model, run, "input_values", "last_hidden_state").outputs(clips)
+    said = of_runner(model, run, ["input_values"], "last_hidden_state").outputs(clips)
     for one, wanted in zip(said, in_torch(model).outputs(clips), strict=True):
         torch.testing.assert_close(one, wanted, atol=1e-3, rtol=1e-3)
 
@@ -167,3 +167,11 @@ def test_the_parts_that_write_text_are_exported_like_any_form(takes: str, tmp_pa
     held = sum(parameter.numel() for parameter in form.module(model).parameters())
     assert artifact.cost.parameters.total == held < cost.parameters(model).total
     assert "cross_keys_and_values" in artifact.cost.macs.parts or "words" in artifact.cost.macs.parts
+
+
+def test_a_step_at_int8_multiplies_with_its_words_in_bytes_and_looks_them_up_in_floats(tmp_path: Path) -> None:
+    model = ours(library_network("whisper", head="ForConditionalGeneration", max_target_positions=20))
+    artifact = export(model, "onnx", tmp_path / "a", precision="int8", input="step")
+    per_layer = 4 + 2 + 2  # own attention, queries and answers of the other, feed-forward
+    assert artifact.quantized_nodes == per_layer + 1
+    assert min(case.cosine for case in artifact.parity.cases) > 0.99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,9 +81,11 @@ def write_int8(full: Path, file: Path, metadata: Mapping[str, str]) -> onnx.Mode
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    full_graph = onnx.load(str(full))
+    unshare_matrices(full_graph)
     with _quiet():
         quantize_dynamic(
-            str(full),
+            full_graph,
             str(file),
             op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=QuantType.QInt8,
@@ -93,6 +96,23 @@ def write_int8(full: Path, file: Path, metadata: Mapping[str, str]) -> onnx.Mode
     if not quantized_nodes(graph):
         raise ExportError("onnx int8: no matrix product was quantised", hint="use fp32: int8 would be the same file")
     return _finish(graph, file, metadata)
+
+
+def unshare_matrices(graph: onnx.ModelProto) -> None:
+    """Give each Gemm a matrix of its own where another node reads it too.
+
+    ONNX Runtime's quantiser turns a Gemm's matrix over in place, and a Whisper's words, which are looked up and
+    multiplied with, would then be looked up along the wrong axis.
+    """
+    matrices = {tensor.name: tensor for tensor in graph.graph.initializer}
+    readers = Counter(name for node in graph.graph.node for name in node.input)
+    for node in graph.graph.node:
+        if node.op_type == "Gemm" and readers[node.input[1]] > 1 and node.input[1] in matrices:
+            own = onnx.TensorProto()
+            own.CopyFrom(matrices[node.input[1]])
+            own.name = f"{node.name}.{own.name}"
+            graph.graph.initializer.append(own)
+            node.input[1] = own.name
 
 
 def quantized_nodes(graph: onnx.ModelProto) -> int:
