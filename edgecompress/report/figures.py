@@ -32,7 +32,15 @@ COLOURS = {
     "distill": "#2A9D8F",
 }
 OTHER_COLOURS = ("#8C6D31", "#7F9F2F", "#B5546B", "#4AA3A2", "#A0A0A0")
-SYMBOLS = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
+SYMBOLS = {
+    "fp32": "circle",
+    "fp16": "square",
+    "int8": "diamond",
+    "int8-static": "triangle-up",
+    "int8-weights": "star",
+    "int4-weights": "pentagon",
+    "int8-naive": "x",
+}
 LOG_FROM = 8.0  # a linear axis squeezes everything into a corner when the range is wider
 
 

@@ -67,16 +67,21 @@ def _of_group(
         ", ".join(f"{key} {value}" for key, value in step.items() if key != "kind" and value is not None)
         for step in steps
     ]
-    scored = {(row.recipe, row.precision, metric): cell for row in rows for metric, cell in row.scores.items()}
+    scored = {
+        (row.recipe, row.format, row.precision, metric): cell for row in rows for metric, cell in row.scores.items()
+    }
+    kinds = dict.fromkeys((row.format, row.precision) for row in rows if row.recipe in columns.values())
+    several = len({format for format, _ in kinds}) > 1
     found = []
     for metric in metrics:
-        for precision in dict.fromkeys(row.precision for row in rows if row.recipe in columns.values()):
+        for format, precision in kinds:
             cells = {
-                column: (recipe, scored[recipe, precision, metric])
+                column: (recipe, scored[recipe, format, precision, metric])
                 for column, recipe in sorted(columns.items(), key=lambda item: [*COLUMNS, item[0]].index(item[0]))
-                if (recipe, precision, metric) in scored
+                if (recipe, format, precision, metric) in scored
             }
             if cells:
-                dense = scored.get((reference, precision, metric))
-                found.append(Pair(technique, "; ".join(filter(None, told)), precision, metric, dense, cells))
+                dense = scored.get((reference, format, precision, metric))
+                kind = f"{format} {precision}" if several and format else precision
+                found.append(Pair(technique, "; ".join(filter(None, told)), kind, metric, dense, cells))
     return found
