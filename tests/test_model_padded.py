@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgecompress import exporters
 from edgecompress.errors import ModelError
 from edgecompress.model import Model
-from edgecompress.model.forms import exportable, form_of
+from edgecompress.model.forms import form_of
 from edgecompress.model.padded import PaddedForm
 from tests.models import VARIANT_NAMES, VARIANTS, tiny
 
@@ -71,14 +72,14 @@ def noise(model: Model, takes: str | None = None, batch: int = 5) -> tuple[torch
     form = form_of(model, takes)
     lengths = (SAMPLES if form.takes == "waveform" else FRAMES)[:batch]
     generator = torch.Generator().manual_seed(3)
-    shape = [len(lengths), *(lengths[0] if isinstance(size, str) else size for size in form.shape[1:])]
+    shape = [len(lengths), *(lengths[0] if isinstance(size, str) else size for size in form.inputs[0].shape[1:])]
     return 3 * torch.randn(shape, generator=generator) + 0.5, lengths
 
 
 @torch.no_grad()
 def worst(model: Model, takes: str | None, values: Any, lengths: Sequence[int], output: Any, frames: Any) -> float:
     """How far a row's output is from what its clip says alone, as a share of the greatest value of that; frames must agree."""
-    core = exportable(model, takes)
+    core = form_of(model, takes).module(model)
     found = 0.0
     for row, length in enumerate(lengths):
         alone = core(torch.as_tensor(values)[row : row + 1, :length])[0].numpy()
@@ -108,7 +109,7 @@ def test_rows_of_one_length_say_what_the_form_without_lengths_says(name: str) ->
     values, _ = noise(model, batch=3)
     with torch.no_grad():
         output, frames = PaddedForm(model)(values, torch.full((3,), values.shape[1], dtype=torch.int32))
-        wanted = exportable(model)(values)
+        wanted = form_of(model).module(model)(values)
     assert frames.dtype == torch.int32
     assert frames.tolist() == [wanted.shape[1]] * 3
     torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
@@ -144,8 +145,17 @@ def test_half_precision_holds_25_seconds(name: str) -> None:
 
 
 def test_whisper_takes_no_lengths() -> None:
-    with pytest.raises(ModelError, match="no lengths"):
+    with pytest.raises(ModelError, match="lengths input"):
         PaddedForm(tiny("whisper"))
+
+
+@pytest.mark.parametrize(("family", "takes"), [("hubert", "waveform"), ("melhubert", "features")])
+def test_an_artifact_with_a_lengths_input_passes_parity(family: str, takes: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    options = exporters.Options(padded=True)
+    artifact = exporters.export(tiny(family), "onnx", tmp_path / "artifact", input=takes, options=options)
+    assert [port.name for port in artifact.inputs][1:] == ["lengths"]
+    assert [port.name for port in artifact.outputs] == ["last_hidden_state", "frames"]
 
 
 def onnx_file(model: Model, file: Path, dtype: torch.dtype) -> Path:

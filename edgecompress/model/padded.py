@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgecompress.errors import ModelError
-from edgecompress.model.forms import form_of
+from edgecompress.model.forms import AudioForm, form_of
 from edgecompress.model.inputs import filled, steps_of
 from edgecompress.model.log_mel import LogMel, settings_of
 
@@ -32,7 +31,7 @@ LEAST_SHARE = 1e-7  # of a row that is real, so that one without any divides by 
 
 
 class PaddedForm(nn.Module):
-    """What :func:`edgecompress.model.forms.exportable` says, for rows of different lengths in one batch.
+    """What a form without lengths says, for rows of different lengths in one batch.
 
     ``forward(values, lengths)`` takes what that module takes, and for each row how many samples (frames, where the form
     takes features) are real: (batch,), int64 or int32, at most what ``values`` hold. What stands behind them may be any
@@ -46,13 +45,12 @@ class PaddedForm(nn.Module):
     def __init__(self, model: Model, takes: str | None = None) -> None:
         """
         Raises:
-            ModelError: the family has no such form, or is one that hears the silence it is padded with (Whisper).
+            ModelError: the family has no such form, or none with lengths (Whisper).
         """
         super().__init__()
-        form = form_of(model, takes)
-        if model.anatomy.front_end_kind == "whisper":
-            raise ModelError("whisper takes no lengths", hint="it hears the silence that a clip is padded with")
-        self.log_mel = LogMel(settings_of(model)).to(model.device) if getattr(form, "log_mel", False) else None
+        form = form_of(model, takes, padded=True)
+        inside = isinstance(form, AudioForm) and form.log_mel
+        self.log_mel = LogMel(settings_of(model)).to(model.device) if inside else None
         self.network = model.network
         self.waveform = model.anatomy.front_end_kind == "convolutions"
         # By its class: data2vec-audio's config may ask for a stable encoder, and the family has none.
