@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecompress.cli import advise, analysis, devices, listing, models, runs
+from edgecompress.cli import advise, analysis, devices, listing, models, runs, transcribe
 
 app = typer.Typer(
     name="edgecompress",
@@ -36,6 +36,7 @@ app.command()(models.inspect)
 app.command()(models.compress)
 app.command()(models.export)
 app.command()(models.score)
+app.command()(transcribe.transcribe)
 app.command()(analysis.analyze)
 app.command()(advise.advise)
 app.command()(runs.bench)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from edgecompress.exporters.parity import Runner
     from edgecompress.model import Model
 
+WRITES_TEXT = ("step", "fixed_step")  # forms whose file needs rules and a tokenizer beside it to become words
+WORDS = ("rules.json", "tokenizer.json")
+
 __all__ = ["Exporter", "Options", "Order", "Written", "export", "runner"]
 
 
@@ -183,6 +186,8 @@ def export(
         conditions = getattr(run, "conditions", {})
         checked = parity.check(model, run, precision, exporter.runtime, clips, form, written, conditions, scores)
         kept = golden.write(model, precision, beside, clips, form, written)
+        if form.takes in WRITES_TEXT:
+            _carry_words(model, beside)
         del run
         seconds = kept.audio.golden_seconds if kept.audio else None
         artifact = Artifact(
@@ -203,10 +208,22 @@ def export(
             cost=cost.of_export(model, seconds, bytes_written, form.takes),
             source=model.origin.source,
             lineage={
-                **facts, **written.lineage, "checkpoint": checkpoint, "calibration": list(calibration),
+                **facts, **written.lineage, "form": form.takes, "checkpoint": checkpoint, "calibration": list(calibration),
                 **({"options": asked} if asked else {}), **({"float_nodes": list(kept_float)} if (kept_float := order.options.float_nodes) else {}),
             },
             tool=lineage.tool(),
         )  # fmt: skip
         artifact.write(beside / "artifact.json")
     return artifact
+
+
+def _carry_words(model: Model, folder: Path) -> None:
+    """What an app needs to turn a decoder's answers into text: how a transcript starts and ends, and the tokenizer."""
+    from dataclasses import asdict
+
+    from edgecompress.model.decoding import rules
+
+    records.write_text(folder / WORDS[0], records.canonical_json(asdict(rules(model))) + "\n")
+    tokenizer = model.origin.extra_files.get(WORDS[1])
+    if tokenizer is not None:
+        records.write_text(folder / WORDS[1], tokenizer)
