@@ -166,6 +166,9 @@ FAULTY = [
     ('["local"]', '["kitchen-pie"]', "[measure]: no device is called 'kitchen-pie'", "'kitchen-pi'"),
     ('format = "onnx"', 'format = "onx"', "export 1: no format is called 'onx'", "'onnx'"),
     ('"int8"]', '"int4"]', "export 1: onnx has no precision 'int4'", "did you mean 'int8'?"),
+    ('"int8"]', '"int8"]\njudge = "wer"', "export 1: judge: no task of this job that scores files is called 'wer'", ""),
+    ('"int8"]', '"int8"]\ntolerated_drop = 0.1', "export 1: tolerated_drop needs judge, the task that it is a drop of", ""),
+    ('"int8"]', '"int8"]\nseconds = [0.0]', "export 1: seconds.0: should be greater than 0 (it is 0.0)", ""),
     ('task = "fidelity"', 'task = "fidelty"', "score 1: no task is called 'fidelty'", "'fidelity'"),
     ('task = "fidelity"', 'kind = "fidelity"', "score 1: no 'task'", "fidelity"),
     ("evaluation = 4", "evaluation = 5", "[audio]: calibration and evaluation need 9 clips, synthetic makes 8", ""),
@@ -187,6 +190,14 @@ def test_a_fault_in_a_job_is_named(write: Write, right: str, wrong: str, message
     error = faults_of(write("job.toml", JOB.replace(right, wrong)))
     assert f"job.toml: {message}" in error.message.splitlines()
     assert hint in error.hint
+
+
+def test_a_judge_and_a_calibrated_precision_need_calibration_audio(write: Write) -> None:
+    text = JOB.replace("calibration = 4", "calibration = 0")
+    judged = text.replace('"int8"]', '"int8"]\njudge = "fidelity"')
+    assert "export 1: judge = 'fidelity' needs calibration audio" in faults_of(write("job.toml", judged)).message
+    calibrated = text.replace('"int8"]', '"int8-static"]')
+    assert "int8-static needs calibration audio" in faults_of(write("job.toml", calibrated)).message
 
 
 def test_a_measured_job_without_an_export_is_refused(write: Write) -> None:
