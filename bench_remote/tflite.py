@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List
 
 from bench_remote.tensors import BadInput
 
@@ -102,7 +102,7 @@ class Signature:
     def __init__(self, name: str, inputs: Feeds, outputs: Feeds) -> None:
         self.name, self.inputs, self.outputs = name, inputs, outputs
         number = re.search(r"_(\d+)$", name)
-        self.length: Optional[int] = int(number.group(1)) if number else None
+        self.length: int | None = int(number.group(1)) if number else None
         if not any(self.time_axis(each) is not None for each in inputs):
             self.length = None
 
@@ -111,14 +111,14 @@ class Signature:
         """Whether padding is told apart, so that what is shorter than the bucket fits too."""
         return self.length is not None and LENGTHS in self.inputs
 
-    def time_axis(self, name: str) -> Optional[int]:
+    def time_axis(self, name: str) -> int | None:
         """Which axis of an input is time: the one after the batch that is as long as the bucket; None if none is."""
         if self.length is None or name == LENGTHS or name not in self.inputs:
             return None
         shape = [int(size) for size in self.inputs[name]["shape"]]
         return next((axis for axis, size in enumerate(shape) if axis and size == self.length), None)
 
-    def along_time(self, arrays: Feeds) -> List[Tuple[Any, int]]:
+    def along_time(self, arrays: Feeds) -> list[tuple[Any, int]]:
         """The arrays that have time in them, and on which axis."""
         found = [(array, self.time_axis(name)) for name, array in arrays.items()]
         return [(array, axis) for array, axis in found if axis is not None]
@@ -176,7 +176,7 @@ def _signatures(interpreter: Any) -> dict[str, Signature]:
     return {names[0]: first}  # not buckets of one network: the first one is what a file is for
 
 
-def _choose(buckets: List[Signature], arrays: Feeds) -> Signature:
+def _choose(buckets: list[Signature], arrays: Feeds) -> Signature:
     """The smallest bucket that holds the arrays; exactly, where the file takes no ``lengths``."""
     if buckets[0].length is None:
         return buckets[0]
@@ -192,7 +192,7 @@ def _choose(buckets: List[Signature], arrays: Feeds) -> Signature:
     raise BadInput(f"the input is {size} long, the model takes only these lengths: {listed}")
 
 
-def _padded(array: Any, axis: Optional[int], length: Optional[int]) -> Any:
+def _padded(array: Any, axis: int | None, length: int | None) -> Any:
     import numpy
 
     if axis is None or length is None or array.shape[axis] == length:
@@ -210,7 +210,7 @@ def _cut(answers: Feeds) -> Feeds:
     return {name: array[:, :longest] if array.ndim > 2 else array for name, array in answers.items()}
 
 
-def _inputs(buckets: List[Signature]) -> Described:
+def _inputs(buckets: list[Signature]) -> Described:
     """Time is null where the length may vary."""
     free = buckets[-1].any_length or len(buckets) > 1
     described = []
@@ -223,7 +223,7 @@ def _inputs(buckets: List[Signature]) -> Described:
     return described
 
 
-def _outputs(buckets: List[Signature]) -> Described:
+def _outputs(buckets: list[Signature]) -> Described:
     """A dimension that is not the same in all buckets, or is cut to what is true, is null."""
     described = []
     cut = buckets[-1].any_length and FRAMES in buckets[-1].outputs
@@ -236,7 +236,7 @@ def _outputs(buckets: List[Signature]) -> Described:
     return described
 
 
-def _shape(tensor: Feeds) -> List[Optional[int]]:
+def _shape(tensor: Feeds) -> list[int | None]:
     sizes = tensor.get("shape_signature")
     sizes = tensor["shape"] if sizes is None or len(sizes) != len(tensor["shape"]) else sizes
     return [int(size) if size >= 0 else None for size in sizes]

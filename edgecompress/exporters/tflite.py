@@ -26,9 +26,9 @@ INTEGER = ("int8", "int8-static", "int8-weights")
 class TfliteExporter:
     """TFLite for LiteRT, at fixed lengths (5 s unless asked; Whisper: its context), to which shorter input is padded.
 
-    int8 are matrix products and convolutions with int8 weights and inputs quantised at run time, int8-static with
-    inputs quantised by calibration (norms, softmax and GELU stay in float), int8-weights and fp16 with smaller weights
-    that are computed with in float. A form without lengths takes its fixed lengths only.
+    int8: matrix products and convolutions have int8 weights, and inputs quantised at run time. int8-static: the matrix
+    products' inputs are quantised by calibration instead. Norms, softmax and GELU stay in float. int8-weights and fp16:
+    only weights are smaller, and are computed with in float. A form without lengths takes its fixed lengths only.
     """
 
     format = "tflite"

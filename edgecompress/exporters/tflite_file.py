@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.errors import ExportError
 from edgecompress.exporters.tflite_versions import GREATEST_2_14, LITERT, ROW_SCALES_VERSION, RUNTIME_2_14
 
 SMALL_BYTES = 1024  # what is smaller is not worth sharing
@@ -98,13 +99,21 @@ def shorten_names(model: Any) -> None:
 
 
 def _short(name: str) -> str:
-    parts = []
-    for part in name.split("/"):
-        path, *number = part.split(";", 1)
-        known = SCOPE.fullmatch(path)
-        path = path if known is None else known.group(1) or ""
-        parts.append(";".join([path, *number]))
+    """A name may be several, of what was fused, with a semicolon between; numbers are between semicolons, too."""
+    return ";".join(_short_path(each) for each in name.split(";"))
+
+
+def _short_path(path: str) -> str:
+    if "/" not in path:
+        return path
+    known = [(part, SCOPE.fullmatch(part)) for part in path.split("/")]
+    parts = [part if match is None else match.group(1) for part, match in known]
     return "/".join(part for part in parts if part)
+
+
+def scope_of(name: str) -> str:
+    """The part of the model that an operator belongs to, by its name: the innermost, where several are fused."""
+    return max(name.split(";"), key=lambda path: (path.count("/"), len(path)))
 
 
 def require_row_scales(model: Any) -> None:
@@ -179,6 +188,14 @@ def operators(model: Any) -> dict[str, int]:
 def beyond_2_14(needed: Mapping[str, int]) -> dict[str, int]:
     """The operators, with versions, that tflite-runtime 2.14 does not have."""
     return {kind: version for kind, version in needed.items() if version > GREATEST_2_14.get(kind, 0)}
+
+
+def refuse_beyond_2_14(needed: Mapping[str, int]) -> None:
+    """Raise an ExportError where tflite-runtime 2.14 lacks an operator; all of them are named."""
+    missing = beyond_2_14(needed)
+    if missing:
+        listed = ", ".join(f"{kind} version {version}" for kind, version in missing.items())
+        raise ExportError(f"{RUNTIME_2_14} does not have {listed}", hint=f"use {LITERT} there, or another precision")
 
 
 def runtimes(needed: Mapping[str, int]) -> list[str]:
