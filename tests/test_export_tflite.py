@@ -209,7 +209,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
         buckets = {"serving_default": (nn.Linear(10, 4).eval(), (torch.randn(1, 10),))}
         tflite_graph.convert(buckets, ["x"], ["y"], folder / "float.tflite")
     work = quantizer.Quantizer(str(folder / "float.tflite"), recipe.static_wi8_ai8())
-    ranges = work.calibrate({"serving_default": [{"x": noise(10, seed)} for seed in range(4)]}, num_threads=1)
+    with pytest.warns(UserWarning, match="preserve_all_tensors"):
+        ranges = work.calibrate({"serving_default": [{"x": noise(10, seed)} for seed in range(4)]}, num_threads=1)
     work.quantize(ranges, serialize_to_path=str(folder / "int8.tflite"), enable_progress_report=False)
     tables = tflite_file.read(folder / "int8.tflite")
     tables.signatureDefs = None
@@ -217,6 +218,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:.*preserve_all_tensors")
 def test_a_foreign_file_runs_at_its_fixed_shape_with_or_without_a_signature(foreign: Path) -> None:
     given = np.arange(10, dtype=np.int8)[None]
     signed, about = device_function(str(foreign / "int8.tflite"), {"threads": 1})
@@ -286,9 +288,12 @@ def test_every_family_says_what_torch_says_at_every_precision(order: Order, prec
         assert apart["relative"] <= allowed.relative
 
 
-def test_an_order_for_the_old_runtime_is_written_such_that_it_can_read_it(order: Order, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-static", "int8-weights"])
+def test_an_order_for_the_old_runtime_is_written_such_that_it_can_read_it(
+    order: Order, precision: str, tmp_path: Path
+) -> None:
     asked = replace(
-        order, precision="int8", folder=tmp_path, options=replace(order.options, for_runtime="tflite-runtime")
+        order, precision=precision, folder=tmp_path, options=replace(order.options, for_runtime="tflite-runtime")
     )
     written = TfliteExporter().write(asked)
     assert "tflite-runtime 2.14" in written.lineage["runtimes"]

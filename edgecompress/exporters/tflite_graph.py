@@ -32,6 +32,7 @@ Buckets = Mapping[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]
 QUANTIZED_KINDS = ("FULLY_CONNECTED", "CONV_2D")
 CASTED_KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 CALIBRATION_THREADS = 2
+FIRST_MATRIX = r"(?:^|[;/])feature_projection(?:$|[;/])"  # as the convolutions: MelHuBERT's reads the input itself
 # Always float: what makes log-mel frames of samples (a power spectrum spans more than 8 bits: cosine .92 against .999 on
 # 400 samples), and what the form itself computes around the network (a first convolution of 10 taps).
 ALWAYS_FLOAT = (r"(?:^|;)module/log_mel(?:$|[;/])", r"^module(?:;(?:module|\d*))*$")
@@ -128,6 +129,7 @@ def quantize(
         else:
             work.add_static_config(".*", name.FULLY_CONNECTED, 8, 8)
             work.add_dynamic_config(".*", name.CONV_2D, 8)
+            work.add_dynamic_config(FIRST_MATRIX, name.FULLY_CONNECTED, 8, rows if row_scales else whole)
         kept = () if precision == "fp16" else ALWAYS_FLOAT
         for scope in (*kept, *map(_pattern, float_nodes)):
             work.update_quantization_recipe(scope, name.ALL_SUPPORTED, None, AlgorithmName.NO_QUANTIZE)
