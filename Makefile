@@ -57,7 +57,7 @@ $(VENV)/installed-demo-$(KEY):
 	$(call make_venv,$(VENV),constraints.txt,torch$(,)onnx$(,)report)
 
 $(VENV)/installed-dev-$(KEY):
-	$(call make_venv,$(VENV),constraints.txt,torch$(,)onnx$(,)report$(,)dev)
+	$(call make_venv,$(VENV),constraints.txt,torch$(,)onnx$(,)openvino$(,)tflite$(,)report$(,)dev)
 	@touch $(VENV)/installed-demo-$(KEY)
 
 $(VENV4)/installed-dev-$(KEY4):

@@ -54,7 +54,8 @@ HANDLE_MODELS = {"cost", "techniques", "training", "exporters", "tasks", "analys
 MAY_IMPORT_TORCH = {"model", "cost", "techniques", "training", "tasks", "exporters", "analysis"}
 # Slow to import or in an extra: only inside the functions that use them.
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "plotly", "paramiko", "scipy", "rich", "jinja2", "jiwer",
-         "soundfile", "soxr", "openvino", "nncf", "sklearn", "kaldi_native_fbank"}  # fmt: skip
+         "soundfile", "soxr", "openvino", "nncf", "sklearn", "kaldi_native_fbank",
+         "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "jax", "tflite_runtime"}  # fmt: skip
 
 
 def sources(folder: Path) -> list[Path]:
