@@ -77,7 +77,7 @@ def techniques_of(shape: str, family: str) -> list[Any] | None:
         "heads": lambda: ec.PruneHeads(ratio=0.4, score="l1"),
         "ffn": lambda: ec.PruneFfn(ratio=0.6, score="l1"),
         "low-rank": lambda: ec.Factorize(rank=16, matrices="all"),
-        "layers": lambda: ec.DropLayers(count=1),
+        "layers": lambda: ec.DropLayers(layers=[1]),
     }
     if family in SPEECH and family != "melhubert":
         alone["front-end"] = lambda: ec.PruneFrontEnd(ratio=0.3)

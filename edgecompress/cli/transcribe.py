@@ -85,9 +85,6 @@ def _inputs(artifact: Artifact, samples: np.ndarray) -> np.ndarray:
         raise AudioError(f"{seconds:.1f} s of audio, and the encoder hears {most:g} s", hint="cut the recording")
     if artifact.audio.unit == "samples":
         return np.asarray(samples[None], dtype=np.float32)
-    from transformers import WhisperFeatureExtractor
+    from edgecompress.model.features import whisper_log_mel
 
-    extractor = WhisperFeatureExtractor(feature_size=int(artifact.inputs[0].shape[1]))
-    values = extractor(samples, sampling_rate=artifact.audio.sample_rate, return_tensors="np").input_features
-    frames = round((most or 30.0) * 100)
-    return np.asarray(values[:, :, :frames], dtype=np.float32)
+    return whisper_log_mel(samples, int(artifact.inputs[0].shape[1]), round((most or 30.0) * 100))

@@ -111,6 +111,13 @@ def _told(given: np.ndarray) -> str:
     return "audio" if audio else f"{given.dtype} of shape {given.shape}"
 
 
+def whisper_log_mel(clip: np.ndarray, bins: int, frames: int) -> np.ndarray:
+    """A clip of 16 kHz mono audio as Whisper's usual extractor hears it: (1, bins, frames), float32."""
+    extractor = _extractor("WhisperFeatureExtractor", canonical_json({"feature_size": bins}))
+    values = extractor(clip, sampling_rate=16000, return_tensors="np").input_features
+    return np.asarray(values[:, :, :frames], dtype=np.float32)
+
+
 def heard_samples(positions: int, context: int) -> int:
     """How many samples features are made of where ``positions`` of a context are wanted."""
     return min(context, positions + POSITIONS_AFTER) * POSITION_SAMPLES
