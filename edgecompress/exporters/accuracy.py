@@ -1,7 +1,7 @@
 """Quantisation held to an accuracy: what costs too much of a score stays in fp32, and nothing else does.
 
-The parts are left out one by one to see how much nearer the answer comes to torch's; they are then left in fp32 in that
-order, by bisection, until the score is within the tolerated drop. As OpenVINO's and Neural Compressor's accuracy-aware
+Each part is quantised alone to see how far that takes the answer from torch's; the worst are then left in fp32, as many
+as bisection finds it takes to be within the tolerated drop. As OpenVINO's and Neural Compressor's accuracy-aware
 modes do it, but with whole layers for parts, so that a model of 12 layers is written some twenty times and not hundreds.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from edgecompress.errors import ExportError
 from edgecompress.exporters.order import Order, Written
-from edgecompress.exporters.parity import distances, fitted
+from edgecompress.exporters.parity import distances, fitted, within
 
 if TYPE_CHECKING:
     from edgecompress.exporters import Exporter
@@ -134,33 +134,31 @@ def _try(exporter: Exporter, order: Order, names: Sequence[str], place: Path) ->
     return exporter.open(attempt / exporter.write(trial).model_file)
 
 
-def _within(order: Order, written: Written, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Calibration inputs cut to what the file takes."""
-    values, axis = feeds[order.form.input_name], order.form.time_axis
-    if written.lengths and values.shape[axis] > written.lengths[-1]:
-        return order.form.refeed(feeds, np.ascontiguousarray(np.take(values, range(written.lengths[-1]), axis=axis)))
-    return feeds
-
-
 def _ranked(
     exporter: Exporter, order: Order, written: Written, groups: dict[str, list[str]], place: Path, say: Say | None
 ) -> list[list[str]]:
-    """Groups of names, first the one whose staying in fp32 brings the answer nearest to torch's."""
-    feeds = [_within(order, written, each) for each in order.calibration()[:2]]
+    """Groups of names, first the one that takes the answer furthest from torch's when it alone is quantised."""
+    feeds = [within(order.form, each, written) for each in order.calibration()[:2]]
     wanted = [order.form.answer(order.model, each) for each in feeds]
-    found: list[tuple[float, list[str]]] = []
+    found: list[tuple[float | None, list[str]]] = []
     for number, (group, names) in enumerate(groups.items(), 1):
         if len(groups) == 1:
             return [names]
         if say:
-            say(f"leaving {group} in fp32 ({number} of {len(groups)})")
-        run = _try(exporter, order, names, place)
+            say(f"quantising {group} alone ({number} of {len(groups)})")
+        others = [name for other in groups.values() for name in other if name not in names]
+        try:
+            run = _try(exporter, order, others, place)
+        except Exception:  # some parts cannot be quantised without others; how much they cost is then not known
+            found.append((None, names))
+            continue
         errors = []
         for each, right in zip(feeds, wanted, strict=True):
             said = order.form.cut(run(each), each)
             errors += [1 - distances(said[name], right[name])["cosine"] for name in right]
         found.append((float(np.mean(errors)), names))
-    return [names for _, names in sorted(found, key=lambda one: one[0])]
+    usual = float(np.median([error for error, _ in found if error is not None] or [0.0]))
+    return [names for _, names in sorted(found, key=lambda one: -(usual if one[0] is None else one[0]))]
 
 
 def _fewest(
@@ -172,7 +170,11 @@ def _fewest(
     while low <= high:
         count = (low + high) // 2
         names = tuple(name for group in ranked[:count] for name in group)
-        value = judge.score(_try(exporter, order, names, place))
+        try:
+            value = judge.score(_try(exporter, order, names, place))
+        except ExportError:  # what is left cannot be quantised by itself
+            high = count - 1
+            continue
         if say:
             say(f"{count} of {len(ranked)} groups in fp32: {judge.metric} {value:.4g}, torch {judge.reference:.4g}")
         if judge.drop(value) <= judge.tolerated_drop:

@@ -138,7 +138,8 @@ def refuse_outside(case: ParityCase, tolerance: Tolerance, unit: str) -> None:
         f"{case.output} differs from torch at {case.length} {unit.replace('_', ' ')}, batch {case.batch}: greatest "
         f"difference {case.max_abs:.3g} ({case.relative:.3g} of the greatest value), cosine {case.cosine:.5f}; "
         f"allowed are {tolerance.relative:g} and {tolerance.cosine:g}",
-        hint="do not use this file; export at fp32 to see whether the precision or the graph is at fault",
+        hint="export at fp32 to see whether the precision or the graph is at fault; --task fidelity --tolerated-drop 0.02 "
+        "--calibration DIR leaves in fp32 what costs too much",
     )
 
 
@@ -217,8 +218,11 @@ def _audio(model: Model, form: Form, clips: Sequence[np.ndarray] | None, written
 def fitted(model: Model, form: Form, clip: np.ndarray, written: Written | None = None) -> dict[str, np.ndarray]:
     """A clip as a file takes it that takes only so much: tiled or cut to its one length, or cut to its greatest."""
     feeds = form.feeds(model, clip)
-    if written is None:
-        return feeds
+    return feeds if written is None else within(form, feeds, written)
+
+
+def within(form: Form, feeds: dict[str, np.ndarray], written: Written) -> dict[str, np.ndarray]:
+    """Inputs of any length as a file takes them: tiled or cut to its one length, or cut to its greatest."""
     values, axis = feeds[form.input_name], form.time_axis
     size = written.inputs[0].shape[axis]
     length = size if isinstance(size, int) else min([values.shape[axis], *written.lengths[-1:]])
