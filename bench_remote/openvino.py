@@ -93,9 +93,9 @@ def _described(port: Any, kind: str, place: int) -> dict[str, Any]:
 
 
 def _words(port: Any, rank: int) -> list[Any]:
-    """Names of dimensions from a port's layout, ``[batch,samples]``; None where it has none."""
+    """Names of dimensions from a port's layout, ``[N,SAMPLES]`` (what OpenVINO makes of batch and samples); None without."""
     layout = getattr(port.get_node(), "layout", None)
     words = str(layout.to_string() if layout is not None else "").strip("[]").split(",")
     if len(words) != rank:
         return [None] * rank
-    return [word if word not in ("", "?", "...") else None for word in words]
+    return [{"N": "batch", "": None, "?": None, "...": None}.get(word, word.lower()) for word in words]

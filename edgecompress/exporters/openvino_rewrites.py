@@ -25,7 +25,8 @@ def two_dimensional(made: Any) -> int:
     is none of these. ``made`` is changed in place; names of nodes stay.
     """
     chain = _chain(made)
-    if not any(node.get_type_name() == "MVN" for node in chain):
+    kinds = [node.get_type_name() for node in chain]
+    if "MVN" not in kinds or "Convolution" not in kinds[kinds.index("MVN") :]:
         return 0
     opset = runtime().opset13
     start = chain[0]
@@ -100,13 +101,17 @@ def _scales(node: Any) -> bool:
 
 
 def _does_nothing(node: Any, convolved: dict[str, str]) -> bool:
-    """A reshape to (same, channels, rest) of three dimensions, or to the shape of a node that has the same one."""
+    """A reshape that leaves all sizes as they are, at most one of them to be found, or to the shape of such a node."""
     if node.get_type_name() != "Reshape":
         return False
-    given = node.get_input_partial_shape(0)
     if _constant(node, 1):
-        channels = given[1].get_length() if given[1].is_static else -2
-        return bool(node.get_attributes()["special_zero"]) and _value(node, 1).tolist() == [0, channels, -1]
+        given, wanted = node.get_input_partial_shape(0), _value(node, 1).tolist()
+        zero_is_same = bool(node.get_attributes()["special_zero"])
+        kept = [
+            (size == 0 and zero_is_same) or (found.is_static and size == found.get_length())
+            for size, found in zip(wanted, given, strict=False)
+        ]
+        return len(wanted) == len(given) and all(same or size == -1 for same, size in zip(kept, wanted, strict=True))
     source = node.input_value(1).get_node()
     if source.get_type_name() != "ShapeOf":
         return False
