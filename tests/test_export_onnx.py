@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 
 from edgecompress.errors import ExportError
-from edgecompress.exporters import export
+from edgecompress.exporters import Options, export
+from edgecompress.exporters.onnx import OnnxExporter
 from edgecompress.exporters.parity import distances
 from edgecompress.model import Model
 from edgecompress.model.forms import form_of
@@ -176,8 +177,10 @@ def test_nothing_to_quantise_is_an_error_and_leaves_nothing(tmp_path: Path) -> N
         model.keep_heads(layer, [])
         model.keep_units(layer, [])
     export(model, "onnx", tmp_path / "fp32")
+    left = OnnxExporter().quantizable(tmp_path / "fp32" / "model.onnx")
+    assert left == ["conv1", "conv2"]
     with pytest.raises(ExportError, match="no matrix product was quantised"):
-        export(model, "onnx", tmp_path / "int8", precision="int8")
+        export(model, "onnx", tmp_path / "int8", precision="int8", options=Options(float_nodes=tuple(left)))
     assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
 
 

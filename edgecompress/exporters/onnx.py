@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,20 +28,27 @@ class OnnxExporter:
 
     def write(self, order: Order) -> Written:
         """See :class:`edgecompress.exporters.Exporter`; the file is ``model.onnx``."""
-        from edgecompress.exporters.onnx_graph import described, write_fp32, write_int8
-
         if order.options.seconds:
             raise ExportError("onnx: lengths stay free in this format", hint="leave seconds out")
+        from edgecompress.exporters.onnx_graph import described, write_fp32
+        from edgecompress.exporters.onnx_int8 import write_int8
+
         file = order.folder / MODEL_FILE
         if order.precision == "fp32":
             return described(write_fp32(order.model, order.form, file, order.metadata))
+        floats = order.options.float_nodes
         if order.full is not None:
-            return described(write_int8(order.full, file, order.metadata))
-        made = order.folder / "fp32.onnx"
-        write_fp32(order.model, order.form, made, order.metadata)
-        written = described(write_int8(made, file, order.metadata))
-        made.unlink()
-        return written
+            return described(write_int8(order.full, file, order.metadata, (), floats))
+        with tempfile.TemporaryDirectory(dir=order.folder) as scratch:  # weights above 2 GB lie beside the graph
+            full = Path(scratch) / "fp32.onnx"
+            write_fp32(order.model, order.form, full, order.metadata)
+            return described(write_int8(full, file, order.metadata, (), floats))
+
+    def quantizable(self, file: Path) -> list[str]:
+        """See :class:`edgecompress.exporters.Exporter`; names are the modules' paths."""
+        from edgecompress.exporters.onnx_weights import quantizable
+
+        return quantizable(file)
 
     def open(self, file: Path) -> Runner:
         """A session on the CPU with as many threads as torch has."""
