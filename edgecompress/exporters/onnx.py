@@ -1,9 +1,9 @@
-"""ONNX for ONNX Runtime: one file, batch and time free, fp32 or int8. The graph itself is made in ``onnx_graph``."""
+"""ONNX for ONNX Runtime: one file, batch and time free, at six precisions. Graphs are made in ``onnx_graph``."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from edgecompress.exporters.order import Order, Written
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     from edgecompress.exporters.parity import Runner
 
@@ -19,11 +20,15 @@ MODEL_FILE = "model.onnx"
 
 
 class OnnxExporter:
-    """ONNX for ONNX Runtime: fp32, or int8 with dynamically quantised matrix products (convolutions stay fp32)."""
+    """ONNX for ONNX Runtime. ``int8`` and ``int8-static`` are the fast ones, the others make files small.
+
+    What of a file is quantised, and how, stands with the functions that write it: ``onnx_int8``, ``onnx_static``,
+    ``onnx_weight_only``, ``onnx_fp16``.
+    """
 
     format = "onnx"
     runtime = "onnxruntime"
-    precisions = ("fp32", "int8")
+    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4-weights")
     always_padded = False
 
     def write(self, order: Order) -> Written:
@@ -31,18 +36,18 @@ class OnnxExporter:
         if order.options.seconds:
             raise ExportError("onnx: lengths stay free in this format", hint="leave seconds out")
         from edgecompress.exporters.onnx_graph import described, write_fp32
-        from edgecompress.exporters.onnx_int8 import write_int8
 
         file = order.folder / MODEL_FILE
         if order.precision == "fp32":
             return described(write_fp32(order.model, order.form, file, order.metadata))
-        floats = order.options.float_nodes
+        feeds = order.calibration() if order.precision == "int8-static" else []
+        write, floats = _writers()[order.precision], order.options.float_nodes
         if order.full is not None:
-            return described(write_int8(order.full, file, order.metadata, (), floats))
+            return described(write(order.full, file, order.metadata, feeds, floats))
         with tempfile.TemporaryDirectory(dir=order.folder) as scratch:  # weights above 2 GB lie beside the graph
             full = Path(scratch) / "fp32.onnx"
             write_fp32(order.model, order.form, full, order.metadata)
-            return described(write_int8(full, file, order.metadata, (), floats))
+            return described(write(full, file, order.metadata, feeds, floats))
 
     def quantizable(self, file: Path) -> list[str]:
         """See :class:`edgecompress.exporters.Exporter`; names are the modules' paths."""
@@ -65,3 +70,19 @@ class OnnxExporter:
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
         return run
+
+
+def _writers() -> dict[str, Callable[..., onnx.ModelProto]]:
+    """Functions from an fp32 file to one at each other precision: (full, file, metadata, feeds, float_nodes)."""
+    from edgecompress.exporters.onnx_fp16 import write_fp16
+    from edgecompress.exporters.onnx_int8 import write_int8
+    from edgecompress.exporters.onnx_static import write_int8_static
+    from edgecompress.exporters.onnx_weight_only import write_int4_weights, write_int8_weights
+
+    return {
+        "fp16": write_fp16,
+        "int8": write_int8,
+        "int8-static": write_int8_static,
+        "int8-weights": write_int8_weights,
+        "int4-weights": write_int4_weights,
+    }

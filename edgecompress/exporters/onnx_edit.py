@@ -164,6 +164,12 @@ class Edit:
                 if given == name:
                     self.set_input(node, place, wanted)
 
+    def rename_output(self, node: NodeProto, name: str) -> None:
+        """Let a node's first output be called otherwise; who reads the old name will be given another maker of it."""
+        self.maker.pop(node.output[0], None)
+        node.output[0] = name
+        self.maker[name] = node
+
     def finish(self) -> onnx.ModelProto:
         """The model, its nodes in an order in which they can run, without what no output needs."""
         order: list[NodeProto] = []

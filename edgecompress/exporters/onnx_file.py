@@ -24,7 +24,7 @@ def finish(
     onnx.helper.set_model_props(model, dict(metadata))
     beside = file.with_name(file.name + BESIDE)
     beside.unlink(missing_ok=True)  # onnx appends to what is there
-    if model.ByteSize() > (LARGEST_BYTES if largest is None else largest):
+    if size_of(model) > (LARGEST_BYTES if largest is None else largest):
         onnx.save(
             model,
             str(file),
@@ -38,3 +38,11 @@ def finish(
         onnx.save(model, str(file))
     onnx.checker.check_model(str(file), full_check=True)
     return model
+
+
+def size_of(model: onnx.ModelProto) -> int:
+    """Bytes that a model takes as one file, about: its weights, and what little the rest takes."""
+    graph = model.graph
+    return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in graph.initializer) + sum(
+        node.ByteSize() for node in graph.node
+    )

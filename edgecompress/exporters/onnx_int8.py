@@ -41,12 +41,13 @@ def write_int8(
         raise ExportError("onnx int8: no matrix product was quantised", hint="use fp32: int8 would be the same file")
     inputs: dict[str, tuple[str, str, str]] = {}
     for one in found:
-        _quantise(edit, one, inputs)
+        quantise_at_run_time(edit, one, inputs)
     sink_transposes(edit)
     return finish(edit.finish(), file, metadata)
 
 
-def _quantise(edit: Edit, one: Weighted, inputs: dict[str, tuple[str, str, str]]) -> None:
+def quantise_at_run_time(edit: Edit, one: Weighted, inputs: dict[str, tuple[str, str, str]]) -> None:
+    """Replace a node by an integer product; ``inputs`` remembers what has been made bytes already."""
     node, name = one.node, one.name
     integers, scales = in_integers(one.matrix, MOST)
     given, scale, zero = _in_bytes(edit, node.input[0], inputs)

@@ -175,8 +175,15 @@ class Dimensions:
         self.known = known
         self._roots: dict[Dimension, Dimension] = {}
 
+    def shape(self, name: str) -> list[int | str] | None:
+        """What is known of a tensor's shape; constants may be newer than what was known at the start."""
+        if name in self.edit.initializers:
+            return list(self.edit.initializers[name].dims)
+        return self.known.get(name)
+
     def rank(self, name: str) -> int | None:
-        shape = self.known.get(name)
+        """How many axes a tensor has, where that is known."""
+        shape = self.shape(name)
         return None if shape is None else len(shape)
 
     def root(self, name: str, axis: int) -> Dimension:
@@ -215,7 +222,7 @@ class Dimensions:
         """The operand whose size an axis of the broadcast result has, where all that are not 1 agree."""
         found: set[Dimension] = set()
         for name in names:
-            shape = self.known.get(name)
+            shape = self.shape(name)
             if shape is None:
                 return None
             own = axis - (rank - len(shape))
@@ -243,4 +250,4 @@ class Dimensions:
             whole, picked = self.values(node.input[0]), self.edit.constant(node.input[1])
             if whole is not None and picked is not None:
                 return [whole[int(index)] for index in picked.reshape(-1)]
-        return [None] if self.known.get(name) in ([], [1]) else None
+        return [None] if self.shape(name) in ([], [1]) else None
