@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS, RATE = 5.0, 16_000
 CALIBRATION_CLIPS = 8  # noise and random weights: more would only take longer
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "tflite"}
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-static", "int8-weights", "int4-weights")
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "litert-torch",
          "ai-edge-litert", "ai-edge-quantizer")  # fmt: skip
 # What those packages need that optimum's exporters came in last; torch in the same command, or pip brings another one.
@@ -102,6 +103,8 @@ def candidates(optimum: Path | None = None) -> tuple[list[Candidate], dict[str, 
             rows.append(Candidate(RUNTIMES[format], precision, "ours", recipe, ours=True))
             needs = ("model",) if full else ("model", f"ours-{format}-fp32")
             recipes[recipe] = Recipe(partial(ours, format, precision), needs, timed=full, ours=True)
+    runtimes = ["torch", *RUNTIMES.values()]
+    rows.sort(key=lambda row: (runtimes.index(row.runtime), PRECISIONS.index(row.precision), row.ours))
     return rows, recipes
 
 
@@ -337,19 +340,22 @@ def made(work: Path, name: str, recipe: Recipe) -> Facts | None:
     return facts if there else None
 
 
-def main() -> None:
-    name, work = sys.argv[1], Path(sys.argv[2])
-    recipe = candidates(Path(sys.argv[3]) if len(sys.argv) > 3 else None)[1][name]
-    folder = work / name
-    load = os.getloadavg()[0]
-    started = time.perf_counter()
-    facts = recipe.make(work, folder)
-    facts |= {
-        "seconds": time.perf_counter() - started, "peak_rss_bytes": memory("VmHWM"), "load_1min": load,
-        "bytes": file_bytes(folder / facts["file"]), "stamp": stamp(recipe),
+def write_facts(folder: Path, recipe: Recipe, facts: Facts) -> None:
+    """Put ``made.json`` beside a file that was made: from now on it is there."""
+    facts = {
+        **facts, "bytes": file_bytes(folder / facts["file"]), "stamp": stamp(recipe),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     (folder / "made.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def main() -> None:
+    name, work = sys.argv[1], Path(sys.argv[2])
+    recipe = candidates(Path(sys.argv[3]) if len(sys.argv) > 3 else None)[1][name]
+    load, started = os.getloadavg()[0], time.perf_counter()
+    facts = recipe.make(work, work / name)
+    took = {"seconds": time.perf_counter() - started, "peak_rss_bytes": memory("VmHWM"), "load_1min": load}
+    write_facts(work / name, recipe, {**facts, **took})
 
 
 if __name__ == "__main__":
