@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -269,10 +270,10 @@ def aeq_default(work: Path, folder: Path) -> Facts:
 
 # --- our files -------------------------------------------------------------------------------------------------------
 class Timed:
-    """An exporter that notes how long it writes: what is left of an export is proof and record."""
+    """An exporter that notes how long it writes (the rest of an export is proof and record), and keeps what it wrote."""
 
-    def __init__(self, exporter: Any) -> None:
-        self.exporter, self.write_s = exporter, 0.0
+    def __init__(self, exporter: Any, kept: Path) -> None:
+        self.exporter, self.kept, self.write_s, self.file = exporter, kept, 0.0, ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.exporter, name)
@@ -281,23 +282,36 @@ class Timed:
         started = time.perf_counter()
         written = self.exporter.write(order)
         self.write_s += time.perf_counter() - started
+        shutil.copytree(order.folder, self.kept, copy_function=os.link, dirs_exist_ok=True)
+        self.file = written.model_file
         return written
 
 
 def ours(format: str, precision: str, work: Path, folder: Path) -> Facts:
+    """By ``export``. What does not pass its parity check is no artifact, but runs as fast: ``refused`` says why."""
     from edgecompress import exporters, plugins
+    from edgecompress.errors import ParityError
     from edgecompress.model import load
 
-    exporter = Timed(plugins.find("exporters", format)())
+    exporter = Timed(plugins.find("exporters", format)(), folder / "unproven")
     loaded = load(work / "model" / "hf")
     clips = calibration_clips() if precision == "int8-static" else ()
     full = None if precision == "fp32" else work / f"ours-{format}-fp32" / "artifact"
+    facts: Facts = {}
     started = time.perf_counter()
-    artifact = exporters.export(
-        loaded, format, folder / "artifact", precision=precision, calibration_clips=clips, reuse=full, exporter=exporter
-    )
-    took = {"write_s": exporter.write_s, "export_s": time.perf_counter() - started}
-    return {"file": f"artifact/{artifact.model_file}", "quantized_nodes": artifact.quantized_nodes, **took}
+    try:
+        artifact = exporters.export(
+            loaded, format, folder / "artifact", precision=precision, calibration_clips=clips, reuse=full,
+            exporter=exporter,
+        )  # fmt: skip
+    except ParityError as refused:
+        facts |= {"file": f"unproven/{exporter.file}", "refused": str(refused)}
+    else:
+        facts |= {"file": f"artifact/{artifact.model_file}", "quantized_nodes": artifact.quantized_nodes}
+    facts |= {"write_s": exporter.write_s, "export_s": time.perf_counter() - started}
+    if "refused" not in facts:
+        shutil.rmtree(exporter.kept)
+    return facts
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -354,7 +368,8 @@ def main() -> None:
     recipe = candidates(Path(sys.argv[3]) if len(sys.argv) > 3 else None)[1][name]
     load, started = os.getloadavg()[0], time.perf_counter()
     facts = recipe.make(work, work / name)
-    took = {"seconds": time.perf_counter() - started, "peak_rss_bytes": memory("VmHWM"), "load_1min": load}
+    took = {"seconds": time.perf_counter() - started, "cpu_s": time.process_time(), "load_1min": load}
+    took["peak_rss_bytes"] = memory("VmHWM")
     write_facts(work / name, recipe, {**facts, **took})
 
 

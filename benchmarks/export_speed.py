@@ -307,10 +307,14 @@ def page(result: Facts, lines: Iterator[str]) -> str:
             f"{one['share']:.0%} of the {one['peak_gmacs_per_s']:.0f} that {one['peak_by']} reached in a matrix product"
         )
     for name, facts in result["files"].items():
+        if "refused" in facts:
+            text.append(
+                f"- **{name} does not pass its parity check**, so that `export` gives no artifact: {facts['refused']}"
+            )
         if "export_s" in facts and name.endswith("-fp32"):
             text.append(
                 f"- {name}: written in {facts['write_s']:.1f} s, {facts['export_s']:.1f} s with parity, peak "
-                f"{facts['peak_rss_bytes'] / 2**30:.2f} GiB; load {facts['load_1min']:.1f}"
+                f"{facts['peak_rss_bytes'] / 2**30:.2f} GiB; {facts['cpu_s']:.0f} s of processor in all, load {facts['load_1min']:.1f}"
                 + (f"; made before, {facts['at']}" if facts.get("made_before") else "")
             )
     quiet = "" if result["quiet"] else "**The machine was not quiet: times are too long and checks mean little.** "
