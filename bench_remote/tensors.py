@@ -8,6 +8,8 @@ from typing import Any, Dict
 
 Arrays = Dict[str, Any]
 
+LEAST_SAMPLES = 160
+
 
 class BadInput(Exception):
     """An input that this model cannot be given."""
@@ -21,14 +23,15 @@ def read(folder: str, files: dict[str, str]) -> Arrays:
 
 
 def make(inputs: list[dict[str, Any]], dims: dict[str, int]) -> Arrays:
-    """Inputs from a model's own shapes: floats from a seeded normal distribution, everything else zeros.
+    """Inputs from a model's own shapes: floats from a seeded normal distribution, bytes even, everything else zeros.
 
-    A dimension that may vary takes its size from ``dims`` by name; else it is 1 where it comes first (the batch), and
-    one second of 16 kHz audio (two dimensions) or 100 frames elsewhere.
+    Bytes are quantised values and may be anything; wider integers are numbers of words, of which 0 is there always.
+    A dimension that may vary takes its size from ``dims`` by name (``input.axis`` where it has none); else it is 1 where
+    it comes first (the batch), and one second of 16 kHz audio (two dimensions) or 100 frames elsewhere.
     """
     import numpy
 
-    names = sorted({dim for tensor in inputs for dim in tensor["shape"] if isinstance(dim, str)})
+    names = free(inputs)
     unknown = sorted(set(dims) - set(names))
     if unknown:
         raise BadInput(
@@ -37,7 +40,7 @@ def make(inputs: list[dict[str, Any]], dims: dict[str, int]) -> Arrays:
     random = numpy.random.RandomState(0)
     made = {}
     for tensor in inputs:
-        shape = [_size(dim, axis, len(tensor["shape"]), dims) for axis, dim in enumerate(tensor["shape"])]
+        shape = [_size(tensor, axis, dims) for axis in range(len(tensor["shape"]))]
         try:
             dtype = numpy.dtype(tensor["dtype"])
         except TypeError:
@@ -46,19 +49,72 @@ def make(inputs: list[dict[str, Any]], dims: dict[str, int]) -> Arrays:
             ) from None
         if dtype.kind == "f":
             made[tensor["name"]] = random.standard_normal(shape).astype(dtype)
+        elif dtype.kind in "iu" and dtype.itemsize == 1:
+            limits = numpy.iinfo(dtype)
+            made[tensor["name"]] = random.randint(limits.min, limits.max + 1, shape).astype(dtype)
         else:
             made[tensor["name"]] = numpy.zeros(shape, dtype)
     return made
 
 
-def _size(dim: Any, axis: int, rank: int, dims: dict[str, int]) -> int:
+def free(inputs: list[dict[str, Any]]) -> list[str]:
+    """Names of the dimensions that may vary, sorted."""
+    return sorted({name for tensor in inputs for axis in range(len(tensor["shape"])) for name in _free(tensor, axis)})
+
+
+def _free(tensor: dict[str, Any], axis: int) -> list[str]:
+    dim = tensor["shape"][axis]
     if isinstance(dim, int) and dim > 0:
-        return dim
-    if dim in dims:
-        return int(dims[dim])
+        return []
+    return [dim if isinstance(dim, str) and dim else "{}.{}".format(tensor["name"], axis)]
+
+
+def _size(tensor: dict[str, Any], axis: int, dims: dict[str, int]) -> int:
+    named = _free(tensor, axis)
+    if not named:
+        return int(tensor["shape"][axis])
+    if named[0] in dims:
+        return int(dims[named[0]])
     if axis == 0:
         return 1
-    return 16000 if rank == 2 else 100
+    return 16000 if len(tensor["shape"]) == 2 else 100
+
+
+def hear(inputs: list[dict[str, Any]], dims: dict[str, int], samples: Any) -> tuple[Arrays, str]:
+    """Inputs with mono audio (n,) in the one that takes it, tiled or cut where its length is fixed; and that one's name.
+
+    It takes float32 of shape (n,), (1, n) or (1, 1, n). Where several do, it is the one of free length, else the longest.
+    Other floats are zeros: a net's memory of what it heard before.
+    """
+    import numpy
+
+    made = make(inputs, dims)
+    takers = [tensor for tensor in inputs if _takes_audio(tensor, made[tensor["name"]])]
+    open_ended = [tensor for tensor in takers if _free(tensor, len(tensor["shape"]) - 1)]
+    lengths = [made[tensor["name"]].shape[-1] for tensor in takers]
+    if not open_ended and len(takers) > 1 and lengths.count(max(lengths)) == 1:
+        open_ended = [takers[lengths.index(max(lengths))]]
+    chosen = open_ended or takers
+    if len(chosen) != 1:
+        listed = ", ".join("{} {} {}".format(tensor["name"], tensor["dtype"], tensor["shape"]) for tensor in inputs)
+        word = "several inputs take" if chosen else "no input takes"
+        raise BadInput(f"{word} audio, which is float32 of (n,), (1, n) or (1, 1, n): {listed}")
+    name, axis = chosen[0]["name"], len(chosen[0]["shape"]) - 1
+    named = _free(chosen[0], axis)
+    length = len(samples) if named and named[0] not in dims else made[name].shape[-1]
+    audio = numpy.asarray(samples, numpy.float32)[numpy.arange(length) % len(samples)]
+    for other, array in made.items():
+        if array.dtype.kind == "f":
+            made[other] = numpy.zeros_like(array)
+    made[name] = audio.reshape([1] * axis + [length])
+    return made, name
+
+
+def _takes_audio(tensor: dict[str, Any], made: Any) -> bool:
+    """A last dimension that is fixed below 10 ms is no audio: a row of features, or a net's memory."""
+    if str(tensor["dtype"]) != "float32" or not 1 <= made.ndim <= 3 or any(size != 1 for size in made.shape[:-1]):
+        return False
+    return bool(_free(tensor, made.ndim - 1)) or made.shape[-1] >= LEAST_SAMPLES
 
 
 def fit(arrays: Arrays, lengths: dict[str, list[list[int]]]) -> Arrays:

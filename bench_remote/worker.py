@@ -97,11 +97,13 @@ def _measure(job: dict[str, Any], folder: str, tell: Tell) -> None:
     rss = facts.memory_bytes("VmRSS")
     tell("loaded", load_s=max(load_s, 0.0), rss_bytes=rss, **about)
     first_s = _golden(job["golden"], folder, run, about, tell) if job["golden"] else None
-    source, feeds = _feeds(job, folder, about)
+    source, feeds, heard = _feeds(job, folder, about)
     tensors.check(about["inputs"], feeds)
     if first_s is None:
         first_s = _timed(run, feeds) / 1e9
     described = {"source": source, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
+    if heard is not None:
+        described["audio_samples"] = int(feeds[heard].shape[-1])
     warmup = _repeat(run, feeds, 1, job["warmup_s"], max(job["warmup_s"], job["max_seconds"]))
     tell("warmup", first_inference_s=first_s, ns=warmup, input=described)
     samples = _repeat(run, feeds, job["min_samples"], job["min_seconds"], job["max_seconds"])
@@ -137,13 +139,18 @@ def _golden(golden: dict[str, Any], folder: str, run: Any, about: dict[str, Any]
     return first_s
 
 
-def _feeds(job: dict[str, Any], folder: str, about: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _feeds(job: dict[str, Any], folder: str, about: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
+    """What it is, the arrays by input, and the name of that which is audio, where one is known to be."""
     if job["inputs"]:
-        return "given", tensors.fit(tensors.read(folder, job["inputs"]), job["lengths"])
+        return "given", tensors.fit(tensors.read(folder, job["inputs"]), job["lengths"]), None
     if job["golden"]:
         source = "golden, fitted" if job["lengths"] else "golden"
-        return source, tensors.fit(tensors.read(folder, job["golden"]["inputs"]), job["lengths"])
-    return "random", tensors.make(about["inputs"], job["dims"])
+        return source, tensors.fit(tensors.read(folder, job["golden"]["inputs"]), job["lengths"]), None
+    if job["audio"]:
+        samples = tensors.read(folder, {"audio": job["audio"]})["audio"]
+        feeds, name = tensors.hear(about["inputs"], job["dims"], samples)
+        return "audio", feeds, name
+    return "random", tensors.make(about["inputs"], job["dims"]), None
 
 
 def _timed(run: Any, feeds: dict[str, Any]) -> int:

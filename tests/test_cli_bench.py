@@ -40,9 +40,13 @@ def test_a_dimension_that_the_model_does_not_have_is_refused_with_those_it_has(c
     assert "no dimension is called tiem; there are: batch, time" in answer.err
 
 
-@pytest.mark.parametrize("asked", [["--dim", "time=3"], ["--inputs", "x.npz"], ["--runtime", "onnxruntime"]])
+@pytest.mark.parametrize(
+    "asked", [["--dim", "time=3"], ["--inputs", "x.npz"], ["--runtime", "onnxruntime"], ["--audio", "x.wav"]]
+)
 def test_what_an_artifact_brings_itself_cannot_be_asked_for(call: Call, tiny_artifact: Any, asked: list[str]) -> None:
-    answer = call("bench", tiny_artifact[1], *asked)
+    artifact, folder = tiny_artifact
+    artifact.write(folder / "artifact.json")
+    answer = call("bench", folder, *asked)
     assert answer.is_refused()
     assert f"{asked[0]}: only for plain files" in answer.err
 

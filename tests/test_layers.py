@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "schema": {"disk"},
     "records": {"disk", "schema"},
     "paths": set(),
+    "plain": set(),
     "audio": set(),
     "sources": set(),
     "faults": set(),
@@ -33,11 +34,11 @@ ROOMS: dict[str, set[str]] = {
     "cost": set(),
     "training": {"audio", "paths"},
     "techniques": {"cost", "job", "training"},  # the driver notes the cost before and after each step; rounds recover
-    "exporters": {"cost"},  # an artifact's record has its cost
+    "exporters": {"cost", "plain"},  # an artifact's record has its cost; files made elsewhere
     "tasks": {"audio", "paths"},
     "runtimes": set(),
     "devices": set(),
-    "session": {"devices", "runtimes"},
+    "session": {"devices", "plain", "runtimes"},
     "stats": set(),
     "advice": {
         "devices",

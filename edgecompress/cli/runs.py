@@ -15,7 +15,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def bench(
     target: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_ARTIFACT", help="An artifact folder, or any plain .onnx file.")
+        Path, typer.Argument(metavar="FILE_OR_ARTIFACT", help="An artifact folder, or any .onnx, .xml or .tflite file.")
     ],
     on: Annotated[str, typer.Option("--on", help="Device to measure on.")] = "local",
     output: Annotated[
@@ -31,14 +31,19 @@ def bench(
     seconds: Annotated[float | None, typer.Option(help="Audio length to time, if not the golden input's.")] = None,
     dim: Annotated[list[str] | None, typer.Option(help="Size of a dimension of a plain file: NAME=SIZE.")] = None,
     inputs: Annotated[Path | None, typer.Option(help="Inputs for a plain file: .npz, or folder of .npy.")] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="Recording for a plain file that takes audio, (1, n) or so, tiled or cut to fit."),
+    ] = None,
     runtime: Annotated[
-        str, typer.Option(help="Runtime for a plain file (`edgecompress list runtimes`); default: onnxruntime.")
+        str, typer.Option(help="Runtime for a plain file (`edgecompress list runtimes`); default: that of its suffix.")
     ] = "",
     affinity: Annotated[str, typer.Option(help="Cores to run on: 4-7, or 0,2.")] = "",
     json: Json = False,
 ) -> None:
     """Measure a model on a device: latency, memory, and whether the device's answer is right."""
     from edgecompress import devices, session
+    from edgecompress.audio import read_clip
     from edgecompress.cli import say
     from edgecompress.records import Artifact
 
@@ -46,13 +51,16 @@ def bench(
         threads=threads, repetitions=repetitions, warmup_s=warmup_s, min_samples=min_samples, min_seconds=min_seconds,
         max_seconds=max_seconds, timeout_s=timeout_s, seconds=seconds, affinity=_cores(affinity),
     )  # fmt: skip
-    given = _given(target, dim or [], inputs, runtime)
+    ours = (target / "artifact.json").is_file()
+    given = given_inputs(dim or [], inputs, audio)
+    _only_for_plain_files(target, ours, {"--inputs": inputs, "--dim": dim, "--audio": audio, "--runtime": runtime})
+    samples = read_clip(audio).samples if audio else None
     with devices.open_device(on) as device, say.working(f"measuring {target.name} on {on}") as progress:
-        if target.is_dir():
+        if ours:
             artifact = Artifact.read(target / "artifact.json")
             measurement = session.measure(device, artifact, target, plan, progress)
         else:
-            measurement = session.measure_file(device, target, plan, given, runtime or "onnxruntime", progress)
+            measurement = session.measure_file(device, target, plan, given, runtime, progress, samples)
     if output is not None:
         stem = target.resolve().name if target.is_dir() else target.stem
         written = output / "measurements" / f"bench-{stem}-{on}-{_key(measurement)}.json"
@@ -73,19 +81,30 @@ def _key(measurement: Measurement) -> str:
     return content_key([measurement.plan, measurement.artifact_sha256, measurement.input, ran])
 
 
-def _given(target: Path, dim: list[str], inputs: Path | None, runtime: str) -> Path | dict[str, int] | None:
-    """What a plain file is fed. An artifact has its own inputs and names its runtime: nothing asked is passed over."""
+def given_inputs(dim: list[str], inputs: Path | None, audio: Path | None) -> Path | dict[str, int] | None:
+    """What a plain file is fed: arrays, or sizes for inputs that are made.
+
+    Raises:
+        RecipeError: options that exclude each other, or a size that is none.
+    """
     from edgecompress.errors import RecipeError
 
-    asked = [name for name, value in (("--inputs", inputs), ("--dim", dim), ("--runtime", runtime)) if value]
-    if asked and target.is_dir():
+    if inputs is not None and (dim or audio):
+        other = "--dim" if dim else "--audio"
+        raise RecipeError(f"--inputs and {other} exclude each other", hint="given arrays have their sizes already")
+    return inputs or _sizes(dim)
+
+
+def _only_for_plain_files(target: Path, ours: bool, asked: dict[str, Any]) -> None:
+    """An artifact has its own inputs and names its runtime: nothing asked is passed over."""
+    from edgecompress.errors import RecipeError
+
+    names = [name for name, value in asked.items() if value]
+    if names and ours:
         raise RecipeError(
-            f"{' and '.join(asked)}: only for plain files, and {target} is a folder",
+            f"{' and '.join(names)}: only for plain files, and {target} is an artifact",
             hint="an artifact has its golden input and names its runtime; --seconds sets its length",
         )
-    if inputs is not None and dim:
-        raise RecipeError("--inputs and --dim exclude each other", hint="given arrays have their sizes already")
-    return inputs or _sizes(dim)
 
 
 def _cores(text: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench_remote import PROTOCOL
 from bench_remote.worker import MAX_SAMPLES
-from edgecompress import runtimes
+from edgecompress import plain, runtimes
 from edgecompress.devices import Blob, Device, Profile
 from edgecompress.devices.profile import matching
 from edgecompress.errors import RecipeError, RecordError
@@ -23,6 +23,8 @@ from edgecompress.session import agent, events, feeds
 from edgecompress.session.stream import Collector, follow
 
 Say = Callable[[str], None]
+
+SAMPLE_RATE = 16000
 
 
 @dataclass(frozen=True)
@@ -103,23 +105,33 @@ def measure_file(
     path: Path,
     plan: Plan,
     inputs: Path | Mapping[str, int] | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str = "",
     progress: Say | None = None,
+    audio: Any = None,
 ) -> Measurement:
-    """Measure a plain model file, without a golden check.
+    """Measure a plain model file, without a golden check. What belongs to it and lies beside it is sent along.
 
     Args:
         inputs: a folder of ``<input>.npy`` or an ``.npz`` with the inputs; or sizes of dimensions by name, for inputs
             made on the device from the model's own shapes; None makes them with default sizes.
+        runtime: that of the file's suffix, unless another is named.
+        audio: 16 kHz mono float32 samples (n,) for the one input that takes them; other inputs are made as above.
+
+    Raises:
+        DeviceError: what the device, or the way to it, did wrong; Refused also where the inputs do not fit.
+        RecipeError: no such file, a part of it missing, a suffix that no runtime is known for.
     """
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such file", hint="a path to a model file, or an artifact's folder")
+    path = plain.model_file(path)
+    runtime = runtime or plain.kind_of(path).runtime
     if plan.seconds is not None:
         raise RecipeError(
             "seconds needs an artifact, which knows what a second is", hint="give sizes of dimensions instead"
         )
-    files = {path.name: Blob.of(path), **feeds.external_data(path)}
+    files = {path.name: Blob.of(path), **feeds.beside(path)}
     job: dict[str, Any] = {"model": path.name}
+    if audio is not None:
+        files["inputs/audio.npy"] = feeds.blob(audio)
+        job["audio"] = "inputs/audio.npy"
     if isinstance(inputs, Path):
         arrays = feeds.given(inputs)
         files |= {f"inputs/{number}.npy": blob for number, blob in enumerate(arrays.values())}
@@ -174,7 +186,7 @@ def _measure(
     sending = None if progress is None else lambda sent, total: progress(f"sending {sent >> 20} of {total >> 20} MiB")
     blobs = [package, *files.values()]
     put = device.transport.put(device.config.python, device.config.cache, blobs, sending)
-    whole = {"golden": None, "inputs": None, "dims": {}, "lengths": {}} | job
+    whole = {"golden": None, "inputs": None, "audio": None, "dims": {}, "lengths": {}} | job
     whole |= _job(device, put.cache, plan.timeout_s) | _planned(plan)
     whole |= {"runtime": _spelled(runtime), "files": {name: blob.sha256 for name, blob in files.items()}}
     collector = Collector(progress)
@@ -182,6 +194,8 @@ def _measure(
         collector.take(event)
     repetitions = collector.repetitions(plan.repetitions)
     board = device.profile or matching(collector.identity)
+    if heard := collector.input.get("audio_samples"):
+        about = {**about, "audio_seconds": heard / SAMPLE_RATE}
     return Measurement(
         **about,
         device=device.name,

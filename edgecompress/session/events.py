@@ -78,10 +78,11 @@ class Golden(Event):
 
 
 class Input(BaseModel):
-    """What is fed while timing."""
+    """What is fed while timing; ``audio_samples`` of it where one input was made of audio."""
 
     source: Text
     shapes: dict[str, list[int]]
+    audio_samples: Annotated[int, Field(gt=0, le=1 << 40)] | None = None
 
 
 class Warmup(Event):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgecompress.devices import Blob
 from edgecompress.errors import RecipeError
+from edgecompress.plain import weights_of
 from edgecompress.records import Artifact
 
 
@@ -64,15 +65,28 @@ def given(path: Path) -> dict[str, Blob]:
         raise RecipeError(f"{path}: not readable as arrays: {cause}", hint=hint) from cause
     if not arrays:
         raise RecipeError(f"{path}: no arrays in it", hint=hint)
-    return {name: Blob.of(_npy(array)) for name, array in arrays.items()}
+    return {name: blob(array) for name, array in arrays.items()}
 
 
-def _npy(array: object) -> bytes:
+def blob(array: object) -> Blob:
+    """An array as a ``.npy`` file."""
     import numpy
 
     stream = io.BytesIO()
     numpy.save(stream, numpy.asarray(array), allow_pickle=False)
-    return stream.getvalue()
+    return Blob.of(stream.getvalue())
+
+
+def beside(path: Path) -> dict[str, Blob]:
+    """What belongs to a model file and lies beside it: the weights of an ``.xml``, else files that it names.
+
+    Raises:
+        RecipeError: an ``.xml`` without its ``.bin``.
+    """
+    weights = weights_of(path)
+    if weights is not None:
+        return {weights.name: Blob.of(weights)}
+    return external_data(path)
 
 
 def external_data(path: Path) -> dict[str, Blob]:

@@ -103,6 +103,9 @@ def _refused(event: events.Refused, device: Device) -> DeviceError:
         return Busy(f"{device.name}: {event.message}", hint="wait for it, or look who is logged in there")
     if event.need == "disk":
         return DeviceFull(f"{device.name}: {event.message}", hint="free some space there")
+    if event.need == "job":
+        hint = "give what the model takes: sizes (--dim), arrays (--inputs) or a recording (--audio)"
+        return Refused(f"{device.name}: {event.message}", hint=hint)
     hint = "run again; if it stays, look at the device's file and the plan"
     return Refused(f"{device.name}: {event.need}: {event.message}", hint=hint)
 
@@ -145,7 +148,7 @@ class Collector:
                 part["golden"] = [GoldenCheck(**check.model_dump()) for check in event.checks]
             case events.Warmup():
                 part |= {"first_inference_s": event.first_inference_s, "warmup_ns": event.ns}
-                self.input = event.input.model_dump()
+                self.input = event.input.model_dump(exclude_none=True)
             case events.Samples():
                 part["samples_ns"] += event.ns
             case events.Memory():
