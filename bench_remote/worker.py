@@ -101,7 +101,7 @@ def _measure(job: dict[str, Any], folder: str, tell: Tell) -> None:
     tensors.check(about["inputs"], feeds)
     if first_s is None:
         first_s = _timed(run, feeds) / 1e9
-    described = {"source": source, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
+    described: dict[str, Any] = {"source": source, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
     if heard is not None:
         described["audio_samples"] = int(feeds[heard].shape[-1])
     warmup = _repeat(run, feeds, 1, job["warmup_s"], max(job["warmup_s"], job["max_seconds"]))

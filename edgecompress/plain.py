@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edgecompress.errors import RecipeError
 
 
@@ -68,3 +70,28 @@ def model_file(path: Path) -> Path:
         what = f"{len(found)} model files" if found else "neither an artifact.json nor a model file"
         raise RecipeError(f"{path}: {what} in it", hint="give the file itself")
     return found[0]
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name from a folder of ``.npy`` files or an ``.npz``; nothing pickled is ever read.
+
+    Raises:
+        RecipeError: nothing there, or a file that is not an array.
+    """
+    import zipfile
+    import zlib
+
+    hint = "a folder of <input>.npy files, or an .npz; no pickles"
+    if path.suffix == ".npy" and path.is_file():
+        raise RecipeError(f"{path}: one array does not say which input it is for", hint=hint)
+    try:
+        if path.is_dir():
+            found = {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                found = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
+        raise RecipeError(f"{path}: not readable as arrays: {cause}", hint=hint) from cause
+    if not found:
+        raise RecipeError(f"{path}: no arrays in it", hint=hint)
+    return found

@@ -39,19 +39,25 @@ class Macs(Part):
     parts: dict[str, int]
 
 
-class Cost(Part):
-    """What a model costs before anyone measured it.
+class FileCost(Part):
+    """What a model file costs before anyone measured it.
 
     One pass takes ``seconds`` of audio, or so many ``tokens``, or one image of (height, width) ``pixels``; the others
-    are None.
+    are None. ``macs`` is None for a file made elsewhere whose operators we cannot count.
     """
 
     parameters: Parameters
     bytes: int
-    macs: Macs
+    macs: Macs | None = None
     seconds: float | None
     tokens: int | None = None
     pixels: tuple[int, int] | None = None
+
+
+class Cost(FileCost):
+    """What a model costs: all of it is known."""
+
+    macs: Macs
 
 
 class Source(Part):
@@ -253,7 +259,7 @@ class Artifact(Record):
     parity: Parity
     quantized_nodes: int | None = None
     audio: AudioShape | None = None
-    cost: Cost
+    cost: FileCost
     source: Source
     lineage: dict[str, Any] = {}
     tool: str

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecompress.cli import advise, analysis, devices, listing, models, runs, transcribe
+from edgecompress.cli import analysis, devices, listing, models, parity, runs, transcribe
 
 app = typer.Typer(
     name="edgecompress",
@@ -35,6 +35,7 @@ def _top(
 app.command()(models.inspect)
 app.command()(models.compress)
 app.command()(models.export)
+app.command()(parity.parity)
 app.command()(models.score)
 app.command()(transcribe.transcribe)
 app.command()(analysis.analyze)

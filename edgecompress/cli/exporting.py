@@ -55,8 +55,9 @@ def told(artifact: Artifact) -> Iterator[str]:
     """The few lines that a person wants: size, parity, what was quantised, scores."""
     worst = max(case.relative for case in artifact.parity.cases)
     nearest = min(case.cosine for case in artifact.parity.cases)
+    source = "PyTorch" if artifact.parity.reference == "torch" else "the given file"
     yield (
-        f"{artifact.cost.bytes / 2**20:.1f} MiB; greatest difference from PyTorch {worst:.2e} of the output's greatest "
+        f"{artifact.cost.bytes / 2**20:.1f} MiB; greatest difference from {source} {worst:.2e} of the output's greatest "
         f"value, least cosine {nearest:.6f}, {len(artifact.parity.cases)} comparisons in {artifact.runtime}"
     )
     if artifact.quantized_nodes is not None:

@@ -121,7 +121,9 @@ def compress(
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, model folder, or hub id.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT_OR_FILE", help="Checkpoint, model folder, hub id, or .onnx.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the artifact.")],
     format: Annotated[str, typer.Option(help="Format: see `list exporters`.")] = "onnx",
     precision: Annotated[
@@ -149,14 +151,36 @@ def export(
     tolerated_drop: Annotated[
         float | None, typer.Option(help="What costs more of the task's score than this stays in fp32.")
     ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="Of an .onnx file: size of a dimension that may vary, NAME=SIZE.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="Of an .onnx file: inputs to compare on, .npz or folder of .npy.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Export a model, check it against PyTorch at several lengths, and write the artifact."""
+    """Export a model, check it against PyTorch at several lengths, and write the artifact.
+
+    A plain .onnx file goes to other formats and precisions too, checked against itself in ONNX Runtime.
+    """
     from edgecompress import exporters, plugins
-    from edgecompress.cli import exporting, say
+    from edgecompress.cli import exporting, foreign, say
 
     plugins.find("exporters", format)
     folder = say.free_folder(output, "artifact.json")
+    file = foreign.file_of(checkpoint)
+    if file is not None:
+        ours = {"--input": input, "--seconds": seconds, "--padded": padded, "--for-runtime": for_runtime, "--task": task,
+                "--dataset": dataset, "--tolerated-drop": tolerated_drop}  # fmt: skip
+        foreign.export(
+            file, format, folder, precision, dim=dim or [], inputs=inputs, audio=audio, calibration=calibration,
+            not_for_files=ours, name=file.stem if Path(checkpoint).is_file() else Path(checkpoint).resolve().name,
+        )  # fmt: skip
+        return
+    if dim or inputs:
+        from edgecompress.errors import RecipeError
+
+        raise RecipeError("--dim and --inputs: only for plain .onnx files", hint="--seconds fixes a model's length")
     clips = _read(audio, dataset, 2, seed).arrays if audio else None
     heard = _read(calibration, dataset, exporting.CALIBRATION_CLIPS, seed) if calibration else None
     exporting.check(task, tolerated_drop, heard)

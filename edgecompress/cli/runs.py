@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from edgecompress.records import Measurement
 
+MOST = 10**9  # of one dimension
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -92,7 +93,7 @@ def given_inputs(dim: list[str], inputs: Path | None, audio: Path | None) -> Pat
     if inputs is not None and (dim or audio):
         other = "--dim" if dim else "--audio"
         raise RecipeError(f"--inputs and {other} exclude each other", hint="given arrays have their sizes already")
-    return inputs or _sizes(dim)
+    return inputs or _one_each(dim)
 
 
 def _only_for_plain_files(target: Path, ours: bool, asked: dict[str, Any]) -> None:
@@ -123,17 +124,31 @@ def _cores(text: str) -> tuple[int, ...]:
     return tuple(sorted(cores))
 
 
-def _sizes(pairs: list[str]) -> dict[str, int] | None:
-    """``["batch=1"]`` as ``{"batch": 1}``."""
+def sizes(pairs: list[str]) -> dict[str, list[int]]:
+    """``["batch=1", "batch=3"]`` as ``{"batch": [1, 3]}``.
+
+    Raises:
+        RecipeError: not NAME=SIZE.
+    """
     from edgecompress.errors import RecipeError
 
-    sizes = {}
+    found: dict[str, list[int]] = {}
     for pair in pairs:
-        name, _, size = pair.partition("=")
-        if not name or not size.isdigit() or int(size) < 1:
+        name, _, size = pair.rpartition("=")
+        if not name or not size.isascii() or not size.isdigit() or not 1 <= int(size) <= MOST:
             raise RecipeError(f"--dim {pair}: not NAME=SIZE", hint="e.g. --dim batch=1 --dim samples=16000")
-        sizes[name] = int(size)
-    return sizes or None
+        found.setdefault(name, []).append(int(size))
+    return found
+
+
+def _one_each(pairs: list[str]) -> dict[str, int] | None:
+    from edgecompress.errors import RecipeError
+
+    found = sizes(pairs)
+    for name, values in found.items():
+        if len(values) > 1:
+            raise RecipeError(f"--dim {name}: {len(values)} sizes", hint="one size is timed: measure again for another")
+    return {name: values[0] for name, values in found.items()} or None
 
 
 def _told(measurement: Measurement) -> None:

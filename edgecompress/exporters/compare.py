@@ -77,6 +77,18 @@ def feeds_of(file: Opened, reference: Opened, sizes: Sizes | None = None, clip: 
     return found
 
 
+def heard(reference: Opened, sizes: Sizes | None, clip: np.ndarray) -> tuple[Arrays, str]:
+    """Inputs with a clip in the one that takes audio, and its name.
+
+    Raises:
+        RecipeError: no input, or more than one, takes audio.
+    """
+    try:
+        return tensors.hear(reference.inputs, {name: values[0] for name, values in (sizes or {}).items()}, clip)
+    except tensors.BadInput as cause:
+        raise RecipeError(f"{reference.file.name}: {cause}", hint="give its inputs as arrays (--inputs)") from cause
+
+
 def given_feed(reference: Opened, arrays: Mapping[str, np.ndarray]) -> Feed:
     """Arrays that somebody gives, checked against what the reference takes.
 

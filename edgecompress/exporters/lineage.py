@@ -47,8 +47,13 @@ def facts(model: Model, recipe: str, techniques: Sequence[Mapping[str, Any]]) ->
         "techniques": [dict(technique) for technique in techniques],
         "edits": [edit.model_dump(mode="json") for edit in model.edits],
         "weights_sha256": weights_sha256(model),
-        "versions": {name: found for name in VERSIONS if (found := _version(name))},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a file depends on, of those that are installed."""
+    return {name: found for name in VERSIONS if (found := _version(name))}
 
 
 def metadata(facts: Mapping[str, Any], precision: str) -> dict[str, str]:

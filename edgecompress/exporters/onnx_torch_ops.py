@@ -21,7 +21,7 @@ DTYPES = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool,
     10: torch.float16, 11: torch.float64,
 }  # fmt: skip
-MOST_STEPS = 512  # of a recurrent layer: each one is a part of the file
+MOST_STEPS = 128  # of a recurrent layer: each one is a part of the file (98 of a GRU took litert-torch 70 s)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _cells(row: Row, metrics: list[Metric], dense: Row | None) -> list[Cell]:
 
 def _per_second(row: Row) -> float | None:
     """Multiply-accumulates for a second of audio, where the row has them."""
-    return row.cost.macs.per_second if row.cost else None
+    return row.cost.macs.per_second if row.cost and row.cost.macs else None
 
 
 def _difference(difference: Estimate) -> Cell:

@@ -168,7 +168,8 @@ def _zeros(rows: list[Row]) -> Iterator[tuple[str, Caveat]]:
         share = 1 - row.cost.parameters.nonzero / max(1, row.cost.parameters.total)
         if share < 0.05 or reference is None or reference.cost is None:
             continue
-        if row.cost.macs.total < SMALLER * reference.cost.macs.total:
+        macs, whole = row.cost.macs, reference.cost.macs
+        if macs and whole and macs.total < SMALLER * whole.total:
             continue  # something else made this one smaller
         seen = f"{share:.0%} zeros, measured {formats.with_interval(row.timing.speedup, 2, '×')}"
         why = "another cause than zeros?" if row.timing.verdict == "faster" else "dense runtimes do not use zeros"

@@ -24,7 +24,7 @@ def flat(row: Row, metrics: list[Metric], random_weights: bool) -> dict[str, Any
         "parameters": cost.parameters.total if cost else None,
         "nonzero_parameters": cost.parameters.nonzero if cost else None,
         "disk_bytes": row.size_bytes,
-        "macs_per_second_of_audio": cost.macs.per_second if cost else None,
+        "macs_per_second_of_audio": cost.macs.per_second if cost and cost.macs else None,
         "macs_per_inference": row.macs,
         "parity_max_relative_error": row.parity,
     }

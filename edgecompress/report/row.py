@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edgecompress import stats
-from edgecompress.records import Cost, Measurement
+from edgecompress.records import FileCost, Measurement
 from edgecompress.report.caveats import Caveat
 from edgecompress.stats import Estimate
 
@@ -80,7 +80,7 @@ class Row:
     device: str | None = None
     conditions: str = ""
     source: str | None = None
-    cost: Cost | None = None
+    cost: FileCost | None = None
     size_bytes: int | None = None
     parity: float | None = None
     scores: dict[Metric, ScoreCell] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Row:
     @property
     def macs(self) -> float | None:
         """Multiply-accumulates of the pass that was measured (scaled by length when it was not the counted one)."""
-        if self.cost is None:
+        if self.cost is None or self.cost.macs is None:
             return None
         seconds = self.measurement.audio_seconds if self.measurement else None
         counted, per_second = self.cost.seconds, self.cost.macs.per_second

@@ -103,8 +103,8 @@ def _cost_cells(row: Row, metrics: list[Metric]) -> list[Cell]:
         number(cost.parameters.total if cost else None, 4, 1e6),
         number(cost.parameters.nonzero if cost else None, 4, 1e6),
         number(row.size_bytes, 3, 2**20),
-        number(cost.macs.per_second if cost else None, 3, 1e9),
-        number(cost.macs.total if cost else None, 3, 1e9),
+        number(cost.macs.per_second if cost and cost.macs else None, 3, 1e9),
+        number(cost.macs.total if cost and cost.macs else None, 3, 1e9),
         Cell(f"{row.parity:.1e}", sort=row.parity) if row.parity is not None else NOTHING,
         *[scored(row.scores.get(metric)) for metric in metrics],
     ]

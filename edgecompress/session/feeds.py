@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgecompress.devices import Blob
 from edgecompress.errors import RecipeError
-from edgecompress.plain import weights_of
+from edgecompress.plain import arrays, weights_of
 from edgecompress.records import Artifact
 
 
@@ -42,30 +42,8 @@ def lengths(artifact: Artifact, seconds: float | None) -> tuple[dict[str, list[l
 
 
 def given(path: Path) -> dict[str, Blob]:
-    """Inputs by tensor name from a folder of ``.npy`` files or an ``.npz``; nothing pickled is ever read.
-
-    Raises:
-        RecipeError: nothing there, or a file that is not an array.
-    """
-    import zipfile
-    import zlib
-
-    import numpy
-
-    hint = "a folder of <input>.npy files, or an .npz; no pickles"
-    if path.suffix == ".npy" and path.is_file():
-        raise RecipeError(f"{path}: one array does not say which input it is for", hint=hint)
-    try:
-        if path.is_dir():
-            arrays = {file.stem: numpy.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
-        else:
-            with numpy.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
-        raise RecipeError(f"{path}: not readable as arrays: {cause}", hint=hint) from cause
-    if not arrays:
-        raise RecipeError(f"{path}: no arrays in it", hint=hint)
-    return {name: blob(array) for name, array in arrays.items()}
+    """Inputs by tensor name from a folder of ``.npy`` files or an ``.npz``; see :func:`edgecompress.plain.arrays`."""
+    return {name: blob(array) for name, array in arrays(path).items()}
 
 
 def blob(array: object) -> Blob:
