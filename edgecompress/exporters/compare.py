@@ -151,13 +151,15 @@ def fault(cases: Sequence[ParityCase], tolerance: Tolerance, reference: str) -> 
     )
 
 
-def fed(file: Opened, arrays: Arrays, names: Pairs) -> Arrays:
+def fed(file: Opened, reference: Opened, arrays: Arrays, names: Pairs) -> Arrays:
     """The reference's inputs as the file takes them: its names, its types, quantised where it takes bytes."""
     kinds = {each["name"]: each["dtype"] for each in file.inputs}
     found = {}
     for name, array in arrays.items():
         ours = names.inputs[name]
         dtype = np.dtype(kinds[ours])
+        if name in reference.scales:
+            array = real(reference, name, array)
         if array.dtype.kind == "f" and ours in file.scales:
             scale, zero = file.scales[ours]
             limits = np.iinfo(dtype)
@@ -188,7 +190,7 @@ def size_of(described: Sequence[Mapping[str, Any]], arrays: Arrays) -> tuple[int
 def _one(file: Opened, reference: Opened, feed: Feed, wanted: Arrays, names: Pairs) -> list[ParityCase]:
     batch, length = size_of(reference.inputs, feed.arrays)
     try:
-        said = file.run(fed(file, feed.arrays, names))
+        said = file.run(fed(file, reference, feed.arrays, names))
     except ExportError as cause:
         raise ParityError(f"{cause.message} ({reference.file.name} takes it)", hint=cause.hint) from cause
     found = []

@@ -94,7 +94,7 @@ def export_file(
             precision=precision,
             runtime=made.runtime,
             model_file=written.model_file,
-            golden=_golden(beside, compare.fed(made, fed, names), wanted, names, precision),
+            golden=_golden(beside, compare.fed(made, reference, fed, names), wanted, names, precision),
             files=lineage.files(beside),
             inputs=written.inputs,
             outputs=written.outputs,
