@@ -65,11 +65,13 @@ def feeds_of(file: Opened, reference: Opened, sizes: Sizes | None = None, clip: 
     given = {name: list(values) for name, values in (sizes or {}).items()}
     try:
         base = {name: values[0] for name, values in given.items()}
-        first = tensors.make(described, base)
+        first = _made(reference, described, base)
         found = [Feed(first, "noise")]
         for name in tensors.free(described):
             others = given[name][1:] if name in given else [_another(described, first, name)]
-            found += [Feed(tensors.make(described, {**base, name: size}), "noise", name in given) for size in others]
+            found += [
+                Feed(_made(reference, described, {**base, name: size}), "noise", name in given) for size in others
+            ]
         if clip is not None:
             found.insert(0, Feed(tensors.hear(described, base, clip)[0], "speech"))
     except tensors.BadInput as cause:
@@ -161,9 +163,7 @@ def fed(file: Opened, reference: Opened, arrays: Arrays, names: Pairs) -> Arrays
         if name in reference.scales:
             array = real(reference, name, array)
         if array.dtype.kind == "f" and ours in file.scales:
-            scale, zero = file.scales[ours]
-            limits = np.iinfo(dtype)
-            array = np.clip(np.round(array / scale) + zero, limits.min, limits.max)
+            array = _in_bytes(array, file.scales[ours], dtype)
         found[ours] = np.ascontiguousarray(array.astype(dtype))
     return found
 
@@ -204,6 +204,21 @@ def _one(file: Opened, reference: Opened, feed: Feed, wanted: Arrays, names: Pai
             )
         found.append(ParityCase(batch=batch, length=length, output=ours, signal=feed.signal, **distances(a, b)))
     return found
+
+
+def _in_bytes(array: np.ndarray, scale: tuple[float, int], dtype: np.dtype[Any]) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(array / scale[0]) + scale[1], limits.min, limits.max).astype(dtype)
+
+
+def _made(reference: Opened, described: list[dict[str, Any]], sizes: Mapping[str, int]) -> Arrays:
+    """Seeded inputs; bytes with a scale are noise of the strength that floats have, as all bytes would saturate a net."""
+    arrays = tensors.make(described, dict(sizes))
+    random = np.random.default_rng(0)
+    for name in arrays.keys() & reference.scales.keys():
+        noise = random.standard_normal(arrays[name].shape)
+        arrays[name] = _in_bytes(noise, reference.scales[name], arrays[name].dtype)
+    return arrays
 
 
 def _paired(
