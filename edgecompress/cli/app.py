@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecompress.cli import analysis, devices, listing, models, parity, runs, transcribe
+from edgecompress.cli import advise, analysis, devices, listing, models, parity, runs, transcribe
 
 app = typer.Typer(
     name="edgecompress",
