@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,17 @@ def test_a_done_without_its_repetitions_is_not_believed(tiny_model: Path) -> Non
 def test_a_hostile_event_ends_the_session_and_nothing_else(line: bytes, tiny_model: Path) -> None:
     with pytest.raises(AgentFailed, match="not an event"):
         session.measure_file(fake(HELLO, line + b"\n"), tiny_model, ONCE)
+
+
+def test_an_event_that_is_nested_too_deep_is_refused_whatever_the_limit_of_recursion() -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)  # as litert-torch does when it is imported
+    try:
+        for deep in (b"[" * 100_000, b'{"a":' * 100_000, b'{"b": "]", "a": [' * 60_000):
+            with pytest.raises(AgentFailed, match="not an event"):
+                events.parse(b'{"event": "facts", "when": "before", "facts": ' + deep)
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_escape_sequences_from_a_device_never_reach_a_terminal() -> None:

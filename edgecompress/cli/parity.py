@@ -156,7 +156,7 @@ def _torch(
 
     precision = precision or (artifact.precision if artifact else "fp32")
     clips = None if clip is None else [clip]
-    found = recheck.with_torch(_opened(target, artifact), model.load(source), precision, clips)
+    found = recheck.with_torch(_opened(target, artifact), model.load(source), precision, clips, artifact)
     return "torch", found.tolerance, found.cases
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from edgecompress.exporters.opened import Opened
 
 LARGEST_BYTES = 2**31 - 1
+INTEGER_PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 SMALL = 64  # numbers; what is smaller is no weight
 
 
@@ -97,12 +101,7 @@ def write_onnx(order: FileOrder) -> Written:
     if order.precision == "fp16":
         proto = _half(_copy(proto))
     elif order.precision == "int8":
-        from edgecompress.exporters.onnx_graph import write_int8
-
-        whole = order.folder / "whole.onnx"
-        onnx.save(proto, str(whole))
-        proto = write_int8(whole, file, {})
-        whole.unlink()
+        proto = _in_integers(_copy(proto), file)
     proto = _copy(proto)
     kept = {each.key: each.value for each in order.proto.metadata_props}
     onnx.helper.set_model_props(proto, {**kept, **order.metadata})
@@ -201,10 +200,49 @@ def _sized(order: FileOrder, feeds: Mapping[str, np.ndarray]) -> dict[str, np.nd
     return found
 
 
-def _integer_products(proto: onnx.ModelProto) -> int:
-    from edgecompress.exporters.onnx_graph import quantized_nodes
+def _in_integers(proto: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """Matrix products with int8 weights of 7 bits, a scale for each column, inputs quantised at run time.
 
-    return quantized_nodes(proto)
+    Raises:
+        ExportError: there are none.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    readers = Counter(name for node in proto.graph.node for name in node.input)
+    for number, node in enumerate(proto.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
+    # it turns a Gemm's matrix over in place, which whoever else reads it would not expect
+    shared = [node.name for node in proto.graph.node if node.op_type == "Gemm" and readers[node.input[1]] > 1]
+    with _quiet():
+        quantize_dynamic(
+            proto,
+            str(file),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=shared,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,  # 8 bits overflow on x86 processors without VNNI
+        )
+    made = onnx.load(str(file))
+    if not _integer_products(made):
+        raise ExportError("onnx int8: no matrix product was quantised", hint="use fp32: int8 would be the same file")
+    return made
+
+
+def _integer_products(proto: onnx.ModelProto) -> int:
+    return sum(node.op_type in INTEGER_PRODUCTS for node in proto.graph.node)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advice about preparing a file, which parity makes needless."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _half(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -53,8 +53,16 @@ def golden(artifact: Artifact, folder: Path, opened: Opened) -> list[ParityCase]
     return found
 
 
-def with_torch(opened: Opened, model: Model, precision: str, clips: Sequence[np.ndarray] | None = None) -> Parity:
+def with_torch(
+    opened: Opened,
+    model: Model,
+    precision: str,
+    clips: Sequence[np.ndarray] | None = None,
+    artifact: Artifact | None = None,
+) -> Parity:
     """A file made anywhere against the same model in torch, at all lengths that the file takes.
+
+    ``artifact`` tells of the file where there is a record: one that pads to some lengths does not show it in its shapes.
 
     Raises:
         RecipeError: the model has no form with these inputs and outputs.
@@ -69,6 +77,9 @@ def with_torch(opened: Opened, model: Model, precision: str, clips: Sequence[np.
                 hint="is the source the model that the file was made of?",
             )
     written = Written(opened.file.name, _tensors(opened.inputs), _tensors(opened.outputs))
+    if artifact is not None:
+        lengths = tuple(artifact.audio.lengths) if artifact.audio else ()
+        written = Written(opened.file.name, artifact.inputs, artifact.outputs, lengths=lengths)
     conditions = {"version": opened.version, **opened.conditions}
     return parity.check(model, opened.run, precision, opened.runtime, clips, form, written, conditions)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -16,6 +17,7 @@ from edgecompress.errors import AgentFailed
 
 MAX_FACTS_CHARACTERS = 64 << 10
 MAX_DEPTH = 6
+MAX_NESTED = 100
 
 Nanoseconds = Annotated[int, Field(ge=0, le=10**15)]
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -154,6 +156,8 @@ def parse(line: bytes) -> AnyEvent:
         AgentFailed: not JSON, NaN, too deep, too large, an unknown event, or a field that does not fit.
     """
     try:
+        if _depth(line) > MAX_NESTED:
+            raise ValueError("too deep")
         value = json.loads(line, parse_constant=_refuse_constant)
         return _ADAPTER.validate_python(_tidy(value, 0))
     except (ValidationError, ValueError, RecursionError) as cause:
@@ -161,6 +165,17 @@ def parse(line: bytes) -> AnyEvent:
         raise AgentFailed(
             f"the device sent what is not an event: {said!r}", hint="is the device trustworthy?"
         ) from cause
+
+
+def _depth(line: bytes) -> int:
+    """How deep brackets are nested. Not left to the parser: litert-torch lifts Python's limit of recursion to a million,
+    and then the parser runs off its stack and takes the process with it.
+    """
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", line)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def is_event(line: bytes) -> bool:
