@@ -148,7 +148,15 @@ def write_tflite(order: FileOrder) -> Written:
     else:
         static = order.precision == "int8-static"
         ranges = {SIGNATURE: [_sized(order, each) for each in order.calibration]} if static else None
-        tflite_graph.quantize(full, file, order.precision, (), ranges)
+        try:
+            tflite_graph.quantize(full, file, order.precision, (), ranges)
+        except RuntimeError as cause:
+            if "QSV" not in str(cause):
+                raise
+            raise ExportError(
+                f"tflite int8-static of {order.file.name}: the quantiser has no range for a product of inputs or constants",
+                hint="use int8, which takes ranges at run time",
+            ) from cause
         full.unlink()
     tables = tflite_file.finish(file, order.metadata)
     small = tflite_file.small_weights(tables) if order.precision.startswith("int8") else None

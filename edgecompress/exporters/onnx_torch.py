@@ -6,6 +6,7 @@ made; what is left is a list of calls. The operators are those of ``onnx_torch_o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,8 @@ class OnnxModule(nn.Module):
         with torch.no_grad():
             _walk(proto.graph, opset_of(proto), made)
         self.steps = made.steps
+        # modules of their own, so that what is made of a node has its name
+        self.nodes = nn.ModuleDict({_place(i, step.call): _Node(step.call) for i, step in enumerate(made.steps)})
         used = {name for step in made.steps for name in step.inputs} | set(self.output_names)
         self.places: dict[str, str] = {}
         for number, name in enumerate(sorted(used & made.fixed)):
@@ -76,10 +79,26 @@ class OnnxModule(nn.Module):
         values: dict[str, Any] = dict(zip(self.input_names, inputs, strict=True))
         for name, place in self.places.items():
             values[name] = getattr(self, place)
-        for step in self.steps:
-            said = OPERATORS[step.call.op](step.call, *(values[name] if name else None for name in step.inputs))
+        for step, node in zip(self.steps, self.nodes.values(), strict=True):
+            said = node(*(values[name] if name else None for name in step.inputs))
             values.update(zip(step.outputs, _listed(said), strict=False))
         return tuple(values[name] for name in self.output_names)
+
+
+class _Node(nn.Module):
+    """One call as a module."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, *inputs: torch.Tensor | None) -> Any:
+        return OPERATORS[self.call.op](self.call, *inputs)
+
+
+def _place(number: int, call: Call) -> str:
+    """``7_encoder_layers_0_MatMul``: a node's name as a module may have it, and its number, since names may be the same."""
+    return f"{number}_{re.sub('[^A-Za-z0-9]+', '_', call.name).strip('_')}"
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

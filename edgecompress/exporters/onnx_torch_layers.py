@@ -137,10 +137,10 @@ def _lstm(
     if peephole is not None:
         raise call.refuse("peepholes")
 
-    def step(number: int, given: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        gates = given + torch.matmul(state[0], r[number].transpose(0, 1))
-        into, out, forget, new = torch.chunk(gates, 4, dim=-1)
-        held = torch.sigmoid(forget) * state[1] + torch.sigmoid(into) * torch.tanh(new)
+    def step(number: int, given: Tensor, state: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        into, out, forget, new = torch.chunk(_plus(given, state[0], r[number]), 4, dim=-1)
+        learned = torch.sigmoid(into) * torch.tanh(new)
+        held = learned if state[1] is None else torch.sigmoid(forget) * state[1] + learned
         return torch.sigmoid(out) * torch.tanh(held), held
 
     return _over_time(call, x, w, r, b, (hidden, cell), step)
@@ -155,15 +155,16 @@ def _gru(
     size, late = int(r.shape[-1]), bool(call.get("linear_before_reset", 0))
     of_state = None if b is None else b[:, 3 * size :]
 
-    def step(number: int, given: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
-        (held,) = state
-        weight = r[number]
-        gates = given[..., : 2 * size] + torch.matmul(held, weight[: 2 * size].transpose(0, 1))
-        update, reset = torch.chunk(torch.sigmoid(gates), 2, dim=-1)
-        bias = 0.0 if of_state is None else of_state[number, 2 * size :]
-        last = weight[2 * size :].transpose(0, 1)
-        recalled = reset * (torch.matmul(held, last) + bias) if late else torch.matmul(reset * held, last) + bias
-        return ((1 - update) * torch.tanh(given[..., 2 * size :] + recalled) + update * held,)
+    def step(number: int, given: Tensor, state: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        (held,), (gates, last) = state, torch.split(r[number], [2 * size, size])
+        update, reset = torch.chunk(torch.sigmoid(_plus(given[..., : 2 * size], held, gates)), 2, dim=-1)
+        recalled = torch.zeros(size) if of_state is None else of_state[number, 2 * size :]
+        if late:
+            recalled = reset * _plus(recalled, held, last)
+        elif held is not None:
+            recalled = _plus(recalled, reset * held, last)
+        new = (1 - update) * torch.tanh(given[..., 2 * size :] + recalled)
+        return (new if held is None else new + update * held,)
 
     # the candidate's recurrent bias is inside the reset gate's reach: it is added in the step
     inner = None if b is None else torch.cat([b[:, : 5 * size], torch.zeros_like(b[:, 5 * size :])], dim=1)
@@ -177,8 +178,8 @@ def _rnn(
 ) -> Any:  # fmt: skip
     _plain_recurrence(call, x, lengths, ["tanh"])
 
-    def step(number: int, given: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
-        return (torch.tanh(given + torch.matmul(state[0], r[number].transpose(0, 1))),)
+    def step(number: int, given: Tensor, state: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        return (torch.tanh(_plus(given, state[0], r[number])),)
 
     return _over_time(call, x, w, r, b, (hidden,), step)
 
@@ -194,18 +195,27 @@ def _plain_recurrence(call: Call, x: Tensor, lengths: Tensor | None, usual: list
         raise call.refuse(f"{x.shape[0]} steps, each of which is a part of the file: {MOST_STEPS} at most")
 
 
+def _plus(given: Tensor, state: Tensor | None, weight: Tensor) -> Tensor:
+    """What a state adds through a matrix. Nothing at the first step, whose state is zero: a product of constants would
+    be left in the file, and cannot be calibrated.
+    """
+    return given if state is None else given + torch.matmul(state, weight.transpose(0, 1))
+
+
 def _over_time(
     call: Call, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, states: tuple[Tensor | None, ...], step: Any
 ) -> Any:
     """All outputs (time, directions, batch, width) and the last states (directions, batch, width)."""
-    direction, size = call.get("direction", "forward"), int(r.shape[-1])
+    direction = call.get("direction", "forward")
     outputs, last = [], []
     for number in range(int(w.shape[0])):
         given = torch.matmul(x, w[number].transpose(0, 1))
         if b is not None:
             half = b.shape[1] // 2
             given = given + (b[number, :half] + b[number, half:])
-        state = tuple(torch.zeros(x.shape[1], size) if each is None else each[number] for each in states)
+        state = tuple(
+            None if each is None or _zero(call, 5 + place) else each[number] for place, each in enumerate(states)
+        )
         backwards = direction == "reverse" or number == 1
         made = []
         for time in reversed(range(int(x.shape[0]))) if backwards else range(int(x.shape[0])):
@@ -214,6 +224,11 @@ def _over_time(
         outputs.append(torch.stack(made[::-1] if backwards else made))
         last.append(state)
     return torch.stack(outputs, dim=1), *(torch.stack(each) for each in zip(*last, strict=True))
+
+
+def _zero(call: Call, place: int) -> bool:
+    known = call.known[place] if call.has(place) else None
+    return known is not None and not known.any()
 
 
 # --- quantised values, computed in float -----------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def parse(line: bytes) -> AnyEvent:
 
 
 def _depth(line: bytes) -> int:
-    """How deep brackets are nested. Not left to the parser: litert-torch lifts Python's limit of recursion to a million,
+    """How deep brackets are nested. Not left to the parser: litert-torch lifts Python's limit of recursion to 100,000,
     and then the parser runs off its stack and takes the process with it.
     """
     depth = deepest = 0
