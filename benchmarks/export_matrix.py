@@ -179,7 +179,7 @@ def fill(
             folder = Path(place) / f"{format}-{precision}-{length}".replace(" ", "")
             started = time.perf_counter()
             try:
-                artifact = _exported(model, subject, cell, folder, clips, full.get((format, length)))
+                artifact = _exported(model, subject, shape, cell, folder, clips, full.get((format, length)))
             except Exception as cause:
                 say(_failed(name, subject, shape, cell, cause))
                 continue
@@ -189,7 +189,13 @@ def fill(
 
 
 def _exported(
-    model: Any, subject: Subject, cell: tuple[str, str, str], folder: Path, clips: list[Any], full: Path | None
+    model: Any,
+    subject: Subject,
+    shape: str,
+    cell: tuple[str, str, str],
+    folder: Path,
+    clips: list[Any],
+    full: Path | None,
 ) -> Any:
     from edgecompress import exporters
     from edgecompress.errors import ParityError
@@ -198,11 +204,14 @@ def _exported(
     takes = subject.input
     if format == "tflite" and takes == "step":
         takes = "fixed_step"
-    seconds = (1.0,) if length == "1 s" and subject.family in SPEECH and takes != "step" else ()
-    audio = clips if subject.family in SPEECH and takes not in ("step", "fixed_step") else []
+    heard = subject.family in SPEECH and takes not in ("step", "fixed_step")
+    audio = clips if heard else []
+    seconds: tuple[float, ...] = (1.0,) if length == "1 s" and heard else ()
+    if format == "tflite" and heard and subject.family != "whisper":  # Whisper: its whole context of 2 s
+        seconds = (1.0, 2.0) if shape in ("dense", "combined") else (2.0,)
     asked: dict[str, Any] = {
         "precision": precision, "input": takes, "clips": audio[:2] or None, "calibration_clips": audio, "reuse": full,
-        "options": exporters.Options(seconds=seconds),
+        "options": exporters.Options(seconds=seconds), "calibration_feeds": [] if heard else _noise(model, takes),
     }  # fmt: skip
     try:
         return exporters.export(model, format, folder, **asked)
@@ -214,8 +223,20 @@ def _exported(
             format,
             folder,
             **asked,
-            judge=_judge(model, takes, audio, (16_000,) * 3 if seconds else (32_000, 8_000, 719, 400)),
+            judge=_judge(model, takes, audio, (16_000,) * 3 if seconds == (1.0,) else (32_000, 8_000, 719, 400)),
         )
+
+
+def _noise(model: Any, takes: str | None) -> list[dict[str, Any]]:
+    """Inputs to calibrate by for what takes no audio: random tokens, pixels or caches, as the weights are random."""
+    from edgecompress.model.forms import form_of
+
+    form = form_of(model, takes)
+    made = [form.example(model, 1, form.trace_length(model), seed) for seed in range(4)]
+    return [
+        {port.name: tensor.numpy().astype(port.dtype) for port, tensor in zip(form.inputs, tensors, strict=True)}
+        for tensors in made
+    ]
 
 
 def _judge(model: Any, takes: str | None, clips: list[Any], sizes: tuple[int, ...]) -> Any:
@@ -273,8 +294,8 @@ def speech() -> list[Any]:
         folder = paths.existing("${EDGECOMPRESS_SPEECH}", "speech")
         found = audio.read_folder(Path(folder), limit=6, seed=0)
     except Exception:
-        return [synthetic_clip()[: 16_000 * seconds] for seconds in (1, 2, 3)]
-    return [clip[:48_000] for clip in found.arrays]
+        return [synthetic_clip()[: 16_000 * seconds] for seconds in (1, 2, 1)]
+    return [clip[:24_000] for clip in found.arrays]
 
 
 def _row(arguments: tuple[str, str, str, list[str], list[str], str]) -> str:

@@ -54,10 +54,14 @@ def tolerances() -> dict[str, dict[str, Tolerance]]:
     }
 
 
-def tolerance_of(precision: str, place: Literal["parity", "golden"] = "parity") -> Tolerance:
-    """What a precision is allowed; one that is not in the table is allowed what int8 is."""
+def tolerance_of(precision: str, place: Literal["parity", "golden", "noise"] = "parity") -> Tolerance:
+    """What a precision is allowed; one that is not in the table is allowed what int8 is.
+
+    ``noise``: on noise, where that is not what parity allows.
+    """
     known = tolerances()
-    return known.get(precision, known[COARSEST])[place]
+    places = known.get(precision, known[COARSEST])
+    return places.get(place, places["parity"])
 
 
 def check(
@@ -73,24 +77,29 @@ def check(
 ) -> Parity:
     """Compare ``run`` with torch: noise at six lengths or more, in batches of 1 and 3, and up to two clips of audio.
 
+    A precision that is calibrated by audio is compared on audio of all these lengths too; on noise it is allowed more.
     ``written`` tells what the file's dimensions are, where they are not free. ``conditions`` and ``scores`` go into the record.
 
     Raises:
         ParityError: some output is further from torch's than its precision allows, or not finite.
     """
-    tolerance = tolerance_of(precision)
+    tolerance, on_noise = tolerance_of(precision), tolerance_of(precision, "noise")
     form = form or form_of(model)
+    apart = on_noise != tolerance
     with evaluating(model):
-        cases = [
-            compared
-            for case in cases_of(model, form, clips, written)
-            for compared in compare_with_torch(model, run, case, tolerance, form)
+        cases = cases_of(model, form, clips, written)
+        if apart and form.per_second is not None:
+            cases += _audio_at_lengths(model, form, clips, written)
+        compared = [
+            one
+            for case in cases
+            for one in compare_with_torch(model, run, case, on_noise if case.signal == "noise" else tolerance, form)
         ]
     return Parity(
         runtime=runtime,
         tolerance=tolerance,
-        cases=cases,
-        conditions=dict(conditions or {}),
+        cases=compared,
+        conditions={**(conditions or {}), **({"tolerance_on_noise": on_noise.model_dump()} if apart else {})},
         scores=[dict(each) for each in scores],
     )
 
@@ -213,6 +222,19 @@ def _audio(model: Model, form: Form, clips: Sequence[np.ndarray] | None, written
     return [
         Case(fitted(model, form, clip, written), signal) for clip, signal in given or [(synthetic_clip(), "synthetic")]
     ]
+
+
+def _audio_at_lengths(
+    model: Model, form: Form, clips: Sequence[np.ndarray] | None, written: Written | None
+) -> list[Case]:
+    """The first clip, tiled or cut to every length, batch 1."""
+    first = _audio(model, form, clips, None)[0]
+    values, axis = first.feeds[form.input_name], form.time_axis
+    cases = []
+    for length in lengths_of(model, form, written):
+        cut = np.ascontiguousarray(np.take(values, np.arange(length) % values.shape[axis], axis=axis))
+        cases.append(Case(form.refeed(first.feeds, cut), first.signal))
+    return cases
 
 
 def fitted(model: Model, form: Form, clip: np.ndarray, written: Written | None = None) -> dict[str, np.ndarray]:
