@@ -24,7 +24,7 @@ from torch import nn
 
 from edgecompress.errors import ModelError
 from edgecompress.model.features import USUAL_TOKENS, image_shape
-from edgecompress.records import Cost, Macs, Parameters
+from edgecompress.records import Cost, FileCost, Macs, Parameters
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
@@ -85,7 +85,7 @@ def _macs(parts: dict[str, int], seconds: float | None) -> Macs:
     return Macs(total=total, per_second=None if seconds is None else total / seconds, parts=parts)
 
 
-def of_export(model: Model, seconds: float | None, file_bytes: int, takes: str | None = None) -> Cost:
+def of_export(model: Model, seconds: float | None, file_bytes: int, takes: str | None = None) -> FileCost:
     """What an exported file costs: only the parameters that are in it, and MACs for the audio it will be timed with.
 
     ``takes`` is the form it was exported in; log-mel frames made inside are a part of their own. ``seconds`` is None
@@ -102,7 +102,14 @@ def of_export(model: Model, seconds: float | None, file_bytes: int, takes: str |
     if getattr(form, "log_mel", False) and seconds is not None:
         parts = {"log_mel": _log_mel(model, round(seconds * SAMPLE_RATE)), **parts}
     counted = _macs(parts, None if seconds is None else whole.seconds)
-    return whole.model_copy(update={"parameters": held, "bytes": file_bytes, "macs": counted})
+    return FileCost(
+        parameters=held,
+        bytes=file_bytes,
+        macs=counted,
+        seconds=whole.seconds,
+        tokens=whole.tokens,
+        pixels=whole.pixels,
+    )
 
 
 def _log_mel(model: Model, samples: int) -> int:
