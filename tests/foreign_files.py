@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 STRIDE = 320
-WIDTH = 8
+WIDTH = 32  # as many inputs as a matrix product needs for OpenVINO to do it in integers
 
 
 def weights(*shape: int, seed: int = 0) -> np.ndarray:

@@ -20,7 +20,7 @@ from edgecompress.exporters import foreign, foreign_formats, onnx_cost
 from edgecompress.exporters.foreign import export_file
 from edgecompress.records import Artifact, Measurement, file_sha256
 from tests.calling import Call
-from tests.foreign_files import classifier, save, voice_detector, weights
+from tests.foreign_files import WIDTH, classifier, save, voice_detector, weights
 
 QUICK = ["--repetitions", "1", "--warmup-s", "0", "--min-samples", "2", "--min-seconds", "0"]
 SIZES = {"samples": [2000, 1200, 400]}
@@ -146,12 +146,12 @@ def test_a_converter_that_writes_something_else_is_caught(
 def test_parameters_and_macs_are_counted_from_the_graph(detector: Path) -> None:
     proto = onnx.load(str(detector))
     steps = (2000 - 400) // 320 + 1
-    by_hand = {"Conv": steps * 16 * 400, "GRU": steps * 2 * 3 * 8 * (16 + 8), "Gemm": 8}
+    by_hand = {"Conv": steps * 16 * 400, "GRU": steps * 2 * 3 * WIDTH * (16 + WIDTH), "Gemm": WIDTH}
     counted = onnx_cost.macs(proto, {"audio": [1, 2000]}, 0.125)
     assert counted is not None
     assert counted.parts == by_hand
     assert (counted.total, counted.per_second) == (sum(by_hand.values()), sum(by_hand.values()) / 0.125)
-    assert onnx_cost.parameters(proto).total == 16 * 400 + 16 + 2 * 24 * (16 + 8) + 2 * 48 + 8 + 1
+    assert onnx_cost.parameters(proto).total == 16 * 400 + 16 + 6 * WIDTH * (16 + WIDTH) + 12 * WIDTH + WIDTH + 1
     assert onnx_cost.parameters(proto).nonzero == onnx_cost.parameters(proto).total - 1  # the offset is zero
 
 
