@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgecompress.audio import Clip
+from edgecompress.audio import Clip, synthetic
 from edgecompress.errors import ExportError, RecipeError
 from edgecompress.exporters import export
 from edgecompress.exporters.accuracy import Judge, groups_of
@@ -110,3 +110,14 @@ def test_a_quantised_file_says_how_near_it_stays_to_torch_on_the_clips_it_was_gi
     assert (told[0]["task"], told[0]["clips"]) == ("fidelity", 2)
     assert np.isfinite(told[0]["file"])
     assert export(model, "onnx", tmp_path / "b", clips=clips).parity.scores == []
+
+
+def test_a_front_end_that_cannot_bear_int8_stays_in_fp32_and_the_certificate_says_why(tmp_path: Path) -> None:
+    model, clips = tiny("hubert"), synthetic(2, 0.5, seed=0).arrays
+    told = export(model, "onnx", tmp_path / "a", precision="int8", clips=clips)
+    kept = told.lineage["float_nodes"]
+    assert {"feature_extractor.conv_layers.1.conv", "feature_projection.projection"} <= set(kept)
+    assert not any("encoder.layers" in name for name in kept)
+    assert "differs from torch" in told.parity.conditions["front_end_in_fp32"]
+    assert min(case.cosine for case in told.parity.cases) >= 0.95
+    assert told.quantized_nodes >= 18  # six matrices in each of three layers

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgecompress import plugins, records
-from edgecompress.errors import EdgeCompressError, ExportError
+from edgecompress.errors import EdgeCompressError, ExportError, ParityError
 from edgecompress.exporters.order import Options, Order, Written
-from edgecompress.records import Artifact
+from edgecompress.records import Artifact, Parity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ def export(
         ModelError: the family has no such form.
     """
     from edgecompress import cost
-    from edgecompress.exporters import accuracy, golden, lineage, parity
+    from edgecompress.exporters import golden, lineage
     from edgecompress.exporters.tracing import evaluating
     from edgecompress.model.forms import can_be_padded, form_of
 
@@ -174,21 +174,11 @@ def export(
                 model, form, precision, beside, lineage.metadata(facts, precision), full, options,
                 tuple(calibration_clips), tuple(calibration_feeds),
             )  # fmt: skip
-            written = exporter.write(order)
-            run = exporter.open(beside / written.model_file)
-            scores = []
-            if judge is not None:
-                order, written, run, value = accuracy.controlled(exporter, order, (written, run), judge, say)
-                scores.append(judge.record(value))
-            elif precision != "fp32" and (told := accuracy.fidelity(order, (written, run), clips or ())):
-                scores.append(told)
+            order, written, checked = _proven(exporter, order, clips or (), judge, say)
             bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
-        conditions = getattr(run, "conditions", {})
-        checked = parity.check(model, run, precision, exporter.runtime, clips, form, written, conditions, scores)
         kept = golden.write(model, precision, beside, clips, form, written)
         if form.takes in WRITES_TEXT:
             _carry_words(model, beside)
-        del run
         seconds = kept.audio.golden_seconds if kept.audio else None
         artifact = Artifact(
             name=name or f"{recipe or model.origin.source.name}-{exporter.format}-{precision}",
@@ -215,6 +205,52 @@ def export(
         )  # fmt: skip
         artifact.write(beside / "artifact.json")
     return artifact
+
+
+def _proven(
+    exporter: Exporter, order: Order, clips: Sequence[np.ndarray], judge: Judge | None, say: Say | None
+) -> tuple[Order, Written, Parity]:
+    """Write what is ordered and compare it with torch: the order as it was carried out, what it wrote, the certificate.
+
+    Where a quantised file is too far from torch, its front end is written in fp32 and it is compared once more: before
+    the first norm quiet frames and loud ones share one scale.
+    """
+    from edgecompress.exporters import accuracy, parity
+
+    written = exporter.write(order)
+    run = exporter.open(order.folder / written.model_file)
+    scores = []
+    if judge is not None:
+        order, written, run, value = accuracy.controlled(exporter, order, (written, run), judge, say)
+        scores.append(judge.record(value))
+    conditions = {"threads": torch_threads(), **getattr(run, "conditions", {})}
+    try:
+        checked = parity.check(
+            order.model, run, order.precision, exporter.runtime, clips, order.form, written, conditions
+        )
+    except ParityError as refused:
+        retreated = accuracy.front_end_in_fp32(exporter, order)
+        if retreated is None:
+            raise
+        if say:
+            say(f"the front end stays in fp32: {refused}")
+        order, written = retreated
+        run = exporter.open(order.folder / written.model_file)
+        conditions["front_end_in_fp32"] = str(refused)
+        checked = parity.check(
+            order.model, run, order.precision, exporter.runtime, clips, order.form, written, conditions
+        )
+        scores = [judge.record(judge.score(run))] if judge is not None else []
+    if judge is None and order.precision != "fp32" and (told := accuracy.fidelity(order, (written, run), clips)):
+        scores.append(told)
+    return order, written, checked.model_copy(update={"scores": scores})
+
+
+def torch_threads() -> int:
+    """How many threads parity is checked with: those that torch has."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _carry_words(model: Model, folder: Path) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Opened = tuple[Written, "Runner"]
 FIDELITY_CLIPS = 8
+# Names of convolutions over time and of the projection behind them, as each format spells modules.
+FRONT_END = re.compile(r"feature_extractor|feature_projection|conv_layers|(^|[/.])conv[12]?([/.]|$)")
 LAYER = re.compile(r"^(.*?layers?[./]\d+)([./]|$)")
 
 
@@ -98,6 +100,23 @@ def controlled(
         written = exporter.write(chosen)
     run = exporter.open(chosen.folder / written.model_file)
     return chosen, written, run, judge.score(run)
+
+
+def front_end_in_fp32(exporter: Exporter, order: Order) -> tuple[Order, Written] | None:
+    """Write again with the front end in fp32; None where there is none that could stay, or nothing else is left."""
+    if order.precision in ("fp32", "fp16"):
+        return None
+    with tempfile.TemporaryDirectory(prefix=".accuracy-", dir=order.folder.parent) as place:
+        order = _with_full(exporter, order, Path(place))
+        assert order.full is not None
+        names, kept = exporter.quantizable(order.full), order.options.float_nodes
+        front = [name for name in names if FRONT_END.search(name) and name not in kept]
+        if not front or not set(names) - {*front, *kept}:
+            return None
+        chosen = replace(order, options=replace(order.options, float_nodes=(*kept, *front)))
+        _emptied(order.folder)
+        written = exporter.write(chosen)
+    return replace(chosen, full=None), written
 
 
 def fidelity(order: Order, opened: Opened, clips: Sequence[np.ndarray]) -> dict[str, Any] | None:

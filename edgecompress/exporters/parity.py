@@ -73,12 +73,11 @@ def check(
     form: Form | None = None,
     written: Written | None = None,
     conditions: Mapping[str, object] | None = None,
-    scores: Sequence[Mapping[str, object]] = (),
 ) -> Parity:
     """Compare ``run`` with torch: noise at six lengths or more, in batches of 1 and 3, and up to two clips of audio.
 
     A precision that is calibrated by audio is compared on audio of all these lengths too; on noise it is allowed more.
-    ``written`` tells what the file's dimensions are, where they are not free. ``conditions`` and ``scores`` go into the record.
+    ``written`` tells what the file's dimensions are, where they are not free. ``conditions`` go into the record.
 
     Raises:
         ParityError: some output is further from torch's than its precision allows, or not finite.
@@ -100,7 +99,6 @@ def check(
         tolerance=tolerance,
         cases=compared,
         conditions={**(conditions or {}), **({"tolerance_on_noise": on_noise.model_dump()} if apart else {})},
-        scores=[dict(each) for each in scores],
     )
 
 
