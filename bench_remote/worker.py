@@ -146,7 +146,7 @@ def _feeds(job: dict[str, Any], folder: str, about: dict[str, Any]) -> tuple[str
     if job["golden"]:
         source = "golden, fitted" if job["lengths"] else "golden"
         return source, tensors.fit(tensors.read(folder, job["golden"]["inputs"]), job["lengths"]), None
-    if job["audio"]:
+    if job.get("audio"):
         samples = tensors.read(folder, {"audio": job["audio"]})["audio"]
         feeds, name = tensors.hear(about["inputs"], job["dims"], samples)
         return "audio", feeds, name
