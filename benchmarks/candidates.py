@@ -53,7 +53,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row: a recipe's file in a runtime. ``precision`` says what it computes with, or how weights are kept."""
+    """One row: a recipe's file in a runtime. ``precision`` says what it computes with, or how weights are kept.
+
+    ``judged``: whether the checks are about it. ``which``: under what name the recipe's facts have the file.
+    """
 
     runtime: str
     precision: str
@@ -61,6 +64,8 @@ class Candidate:
     recipe: str
     ours: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    judged: bool = True
+    which: str = "file"
 
     @property
     def name(self) -> str:
@@ -270,7 +275,7 @@ def aeq_default(work: Path, folder: Path) -> Facts:
 
 # --- our files -------------------------------------------------------------------------------------------------------
 class Timed:
-    """An exporter that notes how long it writes (the rest of an export is proof and record), and keeps what it wrote."""
+    """An exporter that notes how long it writes (the rest of an export is proof and record), and keeps its first file."""
 
     def __init__(self, exporter: Any, kept: Path) -> None:
         self.exporter, self.kept, self.write_s, self.file = exporter, kept, 0.0, ""
@@ -282,18 +287,19 @@ class Timed:
         started = time.perf_counter()
         written = self.exporter.write(order)
         self.write_s += time.perf_counter() - started
-        shutil.copytree(order.folder, self.kept, copy_function=os.link, dirs_exist_ok=True)
-        self.file = written.model_file
+        if not self.file:
+            shutil.copytree(order.folder, self.kept, copy_function=os.link)
+            self.file = f"{self.kept.name}/{written.model_file}"
         return written
 
 
 def ours(format: str, precision: str, work: Path, folder: Path) -> Facts:
-    """By ``export``. What does not pass its parity check is no artifact, but runs as fast: ``refused`` says why."""
+    """By ``export``. What parity refuses is no artifact, but runs as fast: ``refused`` says why, ``first`` is that file."""
     from edgecompress import exporters, plugins
     from edgecompress.errors import ParityError
     from edgecompress.model import load
 
-    exporter = Timed(plugins.find("exporters", format)(), folder / "unproven")
+    exporter = Timed(plugins.find("exporters", format)(), folder / "first")
     loaded = load(work / "model" / "hf")
     clips = calibration_clips() if precision == "int8-static" else ()
     full = None if precision == "fp32" else work / f"ours-{format}-fp32" / "artifact"
@@ -305,9 +311,11 @@ def ours(format: str, precision: str, work: Path, folder: Path) -> Facts:
             exporter=exporter,
         )  # fmt: skip
     except ParityError as refused:
-        facts |= {"file": f"unproven/{exporter.file}", "refused": str(refused)}
+        facts |= {"file": exporter.file, "refused": f"{refused}; no artifact"}
     else:
         facts |= {"file": f"artifact/{artifact.model_file}", "quantized_nodes": artifact.quantized_nodes}
+        retreat = artifact.parity.conditions.get("front_end_in_fp32")
+        facts |= {"first": exporter.file, "refused": f"{retreat}; its front end stays in fp32"} if retreat else {}
     facts |= {"write_s": exporter.write_s, "export_s": time.perf_counter() - started}
     if "refused" not in facts:
         shutil.rmtree(exporter.kept)
@@ -357,7 +365,7 @@ def made(work: Path, name: str, recipe: Recipe) -> Facts | None:
 def write_facts(folder: Path, recipe: Recipe, facts: Facts) -> None:
     """Put ``made.json`` beside a file that was made: from now on it is there."""
     facts = {
-        **facts, "bytes": file_bytes(folder / facts["file"]), "stamp": stamp(recipe),
+        **facts, "bytes": {which: file_bytes(folder / facts[which]) for which in ("file", "first") if which in facts}, "stamp": stamp(recipe),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     (folder / "made.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def measured(
         try:
             if "error" in facts:
                 raise blocks.Dead(facts["error"])
-            one = blocks.Contestant(row, work / row.recipe / facts["file"], threads, work)
+            one = blocks.Contestant(row, work / row.recipe / facts[row.which], threads, work)
             one.ready()
             opened[row.name] = one.told
             return row.name, one
@@ -206,6 +206,7 @@ def of_ratio(what: str, found: stats.Estimate | None, sense: str, limit: float, 
 
 def speed_checks(times: Times, rows: Sequence[Candidate], threads: Sequence[int], vnni: bool) -> Iterator[Facts]:
     """Ours against others at the same precision, in each runtime and wherever they are fastest; int8 against fp32."""
+    rows = [row for row in rows if row.judged]
     groups = [(runtime, {precision}) for runtime in SPEED_UPS for precision in (*FLOATS, *INTEGERS)]
     groups += [("any runtime", {"fp32"}), ("any runtime", set(INTEGERS))]
     for count in threads:
@@ -247,7 +248,7 @@ def shares(times: Times, rows: Sequence[Candidate], roofs: dict[int, Any], macs:
     """Multiply-accumulates per second of the best runs, over the most that any matrix product reached in this run."""
     for threads, roof in roofs.items():
         for precision, kinds in (("fp32", ("fp32",)), ("int8", INTEGERS)):
-            best = times.best(threads, [row for row in rows if row.precision in kinds])
+            best = times.best(threads, [row for row in rows if row.judged and row.precision in kinds])
             if best is None or precision not in roof:
                 continue
             rate = macs / 1e6 / float(times.ms(threads, best.name) or 0)
@@ -281,7 +282,7 @@ def table(
             ms, base = times.ms(count, row.name), times.ms(count, "torch fp32 eager")
             cells += [f"{ms:.1f}" if ms else "", f"{base / ms:.2f}" if ms and base else ""]
         peak = max((each.get("peak_rss_bytes", 0) for each in told), default=0)
-        cells += [f"{peak / 1e6:.0f}", f"{files[row.recipe]['bytes'] / 2**20:.0f}"]
+        cells += [f"{peak / 1e6:.0f}", f"{files[row.recipe]['bytes'][row.which] / 2**20:.0f}"]
         yield f"| {' | '.join(cells)} | {told[0]['one_minus_cosine']:.1e} | {told[0]['greatest_difference']:.1e} |"
 
 
@@ -341,6 +342,8 @@ def run(work: Path, only: str, threads: Sequence[int], rounds: int, optimum: Pat
     if not rows:
         raise SystemExit(f"error: no candidate is like {only!r}; there are: {', '.join(row.name for row in known)}")
     files = make_all(work, rows, recipes, optimum)
+    refused = [row for row in rows if "first" in files[row.recipe]]
+    rows += [replace(row, label="ours, refused by parity", judged=False, which="first") for row in refused]
     roofs, found = {}, []
     opened: dict[int, dict[str, Facts]] = {}
     for count in threads:

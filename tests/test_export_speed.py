@@ -49,7 +49,9 @@ def test_rounds_that_only_one_was_in_do_not_count_in_a_ratio() -> None:
 def test_ours_is_held_against_the_best_of_the_others() -> None:
     slow = replace(PLAIN, label="slow")
     found = taken({OURS.name: [10] * 4, PLAIN.name: [9] * 4, slow.name: [30] * 4, SMALL.name: [4] * 4})
-    rows = [OURS, PLAIN, slow, SMALL]
+    refused = replace(OURS, label="refused", judged=False)
+    found += taken({refused.name: [1] * 4})
+    rows = [OURS, PLAIN, slow, SMALL, refused]
     checks = list(export_speed.speed_checks(Times(found), rows, [1], vnni=True))
     against = next(each for each in checks if each["what"].startswith("onnxruntime fp32"))
     assert against["others"] == PLAIN.name
@@ -144,7 +146,7 @@ def test_a_broken_file_is_a_row_with_its_reason_and_the_others_go_on(work: Path)
     (work / "broken" / "model.onnx").write_bytes(b"no model")
     rows = [PLAIN, replace(PLAIN, label="broken", recipe="broken"), replace(PLAIN, label="unmade", recipe="unmade")]
     files = {
-        "plain": {"file": "model.onnx", "bytes": 9},
+        "plain": {"file": "model.onnx", "bytes": {"file": 9}},
         "broken": {"file": "model.onnx"},
         "unmade": {"error": "why|not"},
     }
