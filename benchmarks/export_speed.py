@@ -102,6 +102,14 @@ def _make(name: str, recipe: Recipe, work: Path, optimum: Path | None, found: di
     return candidates.made(work, name, recipe) or {"error": "no file was made"}
 
 
+def as_made(row: Candidate, facts: Facts) -> list[Candidate]:
+    """The row, and one that no check counts for what parity made an export give up; where that was all, it says so."""
+    refused = replace(row, label="ours, refused by parity")
+    if "first" in facts:
+        return [row, replace(refused, judged=False, which="first")]
+    return [refused if "refused" in facts else row]
+
+
 # --- rounds ----------------------------------------------------------------------------------------------------------
 Block = dict[str, Any]  # what blocks.Contestant.block says, with candidate, threads, round
 
@@ -309,9 +317,7 @@ def page(result: Facts, lines: Iterator[str]) -> str:
         )
     for name, facts in result["files"].items():
         if "refused" in facts:
-            text.append(
-                f"- **{name} does not pass its parity check**, so that `export` gives no artifact: {facts['refused']}"
-            )
+            text.append(f"- **{name}, as first written, does not pass its parity check**: {facts['refused']}")
         if "export_s" in facts and name.endswith("-fp32"):
             text.append(
                 f"- {name}: written in {facts['write_s']:.1f} s, {facts['export_s']:.1f} s with parity, peak "
@@ -342,8 +348,7 @@ def run(work: Path, only: str, threads: Sequence[int], rounds: int, optimum: Pat
     if not rows:
         raise SystemExit(f"error: no candidate is like {only!r}; there are: {', '.join(row.name for row in known)}")
     files = make_all(work, rows, recipes, optimum)
-    refused = [row for row in rows if "first" in files[row.recipe]]
-    rows += [replace(row, label="ours, refused by parity", judged=False, which="first") for row in refused]
+    rows = [row for known_row in rows for row in as_made(known_row, files[known_row.recipe])]
     roofs, found = {}, []
     opened: dict[int, dict[str, Facts]] = {}
     for count in threads:

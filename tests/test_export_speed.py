@@ -73,6 +73,14 @@ def test_our_fp32_runs_beside_what_it_is_compared_with_in_both_waves() -> None:
     assert second == [OURS, SMALL]
 
 
+def test_what_parity_refused_is_a_row_that_says_so_and_is_judged_only_where_there_is_nothing_else() -> None:
+    assert export_speed.as_made(SMALL, {"file": "artifact/x"}) == [SMALL]
+    kept, given_up = export_speed.as_made(SMALL, {"file": "artifact/x", "first": "first/x", "refused": "too far"})
+    assert (kept, given_up.judged, given_up.which) == (SMALL, False, "first")
+    (alone,) = export_speed.as_made(SMALL, {"file": "first/x", "refused": "too far; no artifact"})
+    assert (alone.judged, alone.label) == (True, "ours, refused by parity")
+
+
 def test_a_conversion_that_was_not_made_is_not_judged() -> None:
     facts = {"write_s": 5.0, "export_s": 9.0, "peak_rss_bytes": 4 * 2**30}
     checks = list(export_speed.conversion_checks({"ours-onnx-fp32": facts}))
