@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -47,13 +48,14 @@ def converted(model: Model, form: Form, folder: Path, length: int | None = None)
     ``scaled_dot_product_attention`` (550): the plug-in fuses attention, GELU and norms of all three alike. From ONNX
     inputs and outputs keep their names, and a dimension that was baked in shows in the graph.
     """
-    from edgecompress.exporters.onnx_graph import write_fp32
+    from edgecompress.exporters.onnx_file import finish
+    from edgecompress.exporters.onnx_graph import traced
 
     openvino = runtime()
-    traced = folder / "traced.onnx"
-    write_fp32(model, form, traced, {})
-    with _quiet():
-        made = openvino.convert_model(str(traced))
+    with _quiet(), tempfile.TemporaryDirectory(dir=folder) as scratch:
+        file = Path(scratch) / "traced.onnx"
+        finish(traced(model, form, folder), file, {})
+        made = openvino.convert_model(str(file))
     two_dimensional(made)
     masked_attention(made)
     if length is not None:
@@ -63,7 +65,6 @@ def converted(model: Model, form: Form, folder: Path, length: int | None = None)
         # a layout keeps the names of free dimensions, which OpenVINO's files have no other place for
         words = [str(size) if isinstance(size, str) else "?" for size in port.shape]
         parameter.set_layout(openvino.Layout(f"[{','.join(words)}]"))
-    traced.unlink()
     return made
 
 

@@ -45,9 +45,15 @@ def read(file: Path) -> Any:
 
 
 def write(model: Any, file: Path, bytes_expected: int = 0) -> None:
-    """Write the tables; ``bytes_expected`` saves the copies of a buffer that grows by doubling."""
+    """Write the tables; ``bytes_expected`` saves the copies of a buffer that grows by doubling.
+
+    Buffers become arrays first: the tables write what is none byte by byte, 94 MB of them in a minute and not in 0.3 s.
+    """
     import flatbuffers
 
+    for buffer in model.buffers:
+        if buffer.data is not None and not isinstance(buffer.data, np.ndarray):
+            buffer.data = np.frombuffer(bytes(buffer.data), np.uint8)
     builder = flatbuffers.Builder(bytes_expected + bytes_expected // 64 + 65536)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     file.write_bytes(memoryview(builder.Bytes)[builder.Head() :])
