@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, model_validator
 
@@ -14,6 +14,8 @@ LOG_MEL = "log-mel"  # what the rows of baselines are called: features without a
 UNTRAINED = "untrained"  # and the model as it was before anything trained it
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
+# What can go into an exported file; which of them a family has, ``model.forms`` says.
+FormName = Literal["waveform", "features", "waveform_cache", "cache", "step", "fixed_step", "tokens", "images"]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -119,7 +121,7 @@ class Export(Table):
 
     format: str
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] = ("fp32",)
-    input: str | None = None
+    input: FormName | None = None
     seconds: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     padded: bool = False
     for_runtime: str | None = None

@@ -132,7 +132,11 @@ FAULTS = [
     ("[audio]", MAKES.replace("layers =", "layer ="), "[model]: step 1 (drop_layers): no field 'layer'"),
     ("[audio]", MAKES.replace("drop_layers", "drop_layer"), "[model]: step 1: no technique is called 'drop_layer'"),
     ("seed = 0 }", 'seed = 0 }\ntechnique = "prune_heads"', "[model]: 'technique' is not a list of tables"),
-    ('format = "onnx"', 'format = "onnx"\ninput = "mel"', "export 1: input: should be 'waveform' or 'features'"),
+    (
+        'format = "onnx"',
+        'format = "onnx"\ninput = "mel"',
+        "export 1: input: should be 'waveform', 'features', 'waveform_cache', 'cache', 'step', 'fixed_step', 'tokens' or 'images' (it is 'mel')",
+    ),
 ]
 
 
