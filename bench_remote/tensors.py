@@ -117,8 +117,8 @@ def _takes_audio(tensor: dict[str, Any], made: Any) -> bool:
     return bool(_free(tensor, made.ndim - 1)) or made.shape[-1] >= LEAST_SAMPLES
 
 
-def fit(arrays: Arrays, lengths: dict[str, list[list[int]]]) -> Arrays:
-    """Tile or crop the named tensors along the given axes to the given lengths."""
+def fit(arrays: Arrays, lengths: dict[str, list[list[int]]], filled: dict[str, int]) -> Arrays:
+    """Tile or crop the named tensors along the given axes to the given lengths; those in ``filled`` say one number."""
     import numpy
 
     fitted = dict(arrays)
@@ -128,6 +128,8 @@ def fit(arrays: Arrays, lengths: dict[str, list[list[int]]]) -> Arrays:
             copies = [1] * array.ndim
             copies[axis] = -(-length // array.shape[axis])
             fitted[name] = numpy.ascontiguousarray(numpy.tile(array, copies).take(range(length), axis=axis))
+    for name, number in filled.items():
+        fitted[name] = numpy.full_like(fitted[name], number)
     return fitted
 
 

@@ -142,10 +142,11 @@ def _golden(golden: dict[str, Any], folder: str, run: Any, about: dict[str, Any]
 def _feeds(job: dict[str, Any], folder: str, about: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
     """What it is, the arrays by input, and the name of that which is audio, where one is known to be."""
     if job["inputs"]:
-        return "given", tensors.fit(tensors.read(folder, job["inputs"]), job["lengths"]), None
+        return "given", tensors.fit(tensors.read(folder, job["inputs"]), job["lengths"], job.get("filled", {})), None
     if job["golden"]:
         source = "golden, fitted" if job["lengths"] else "golden"
-        return source, tensors.fit(tensors.read(folder, job["golden"]["inputs"]), job["lengths"]), None
+        golden = tensors.read(folder, job["golden"]["inputs"])
+        return source, tensors.fit(golden, job["lengths"], job.get("filled", {})), None
     if job.get("audio"):
         samples = tensors.read(folder, {"audio": job["audio"]})["audio"]
         feeds, name = tensors.hear(about["inputs"], job["dims"], samples)

@@ -105,6 +105,8 @@ def candidates(optimum: Path | None = None) -> tuple[list[Candidate], dict[str, 
         if format not in RUNTIMES:
             continue
         for precision in plugins.find("exporters", format).precisions:
+            if precision not in PRECISIONS:  # a library's defaults stand here under their own name
+                continue
             recipe, full = f"ours-{format}-{precision}", precision == "fp32"
             rows.append(Candidate(RUNTIMES[format], precision, "ours", recipe, ours=True))
             needs = ("model",) if full else ("model", f"ours-{format}-fp32")

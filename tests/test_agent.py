@@ -176,11 +176,12 @@ def test_the_golden_check_passes_only_what_is_near_in_shape_size_and_direction(
 
 def test_inputs_are_tiled_and_cropped_along_their_axis() -> None:
     x = numpy.arange(6).reshape(1, 3, 2)
-    longer = tensors.fit({"x": x}, {"x": [[1, 7]]})["x"]
-    shorter = tensors.fit({"x": x}, {"x": [[1, 2]]})["x"]
+    longer = tensors.fit({"x": x}, {"x": [[1, 7]]}, {})["x"]
+    shorter = tensors.fit({"x": x, "lengths": numpy.array([3])}, {"x": [[1, 2]]}, {"lengths": 2})
     assert longer.shape == (1, 7, 2)
     assert (longer[0, 3:6] == x[0]).all()
-    assert (shorter == x[:, :2]).all()
+    assert (shorter["x"] == x[:, :2]).all()
+    assert shorter["lengths"].tolist() == [2]  # how much is audio goes along with it
 
 
 def test_inputs_from_shapes_take_named_sizes_and_the_same_numbers_each_time() -> None:

@@ -267,3 +267,13 @@ def test_an_edit_drops_what_no_output_needs_and_sorts_the_rest() -> None:
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Abs", "Neg"]
     assert not model.graph.initializer
+
+
+def test_the_naive_precision_is_the_librarys_own_and_says_what_it_did(tmp_path: Path) -> None:
+    model = tiny("whisper")
+    told = export(model, "onnx", tmp_path / "naive", precision="int8-naive")
+    kinds = {node.op_type for node in onnx.load(str(tmp_path / "naive" / "model.onnx")).graph.node}
+    assert {"ConvInteger", "MatMulInteger"} <= kinds
+    assert told.quantized_nodes > 18
+    with pytest.raises(ExportError, match="int8-naive leaves no part in fp32"):
+        export(model, "onnx", tmp_path / "a", precision="int8-naive", options=Options(float_nodes=("x",)))

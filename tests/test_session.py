@@ -24,7 +24,7 @@ from edgecompress.errors import (
     Refused,
     RuntimeMissing,
 )
-from edgecompress.session import events, stream
+from edgecompress.session import events, feeds, stream
 from tests.device_fixtures import DOUBLER, ONCE, QUICK, write_artifact
 
 HELLO = {"event": "hello", "protocol": 1, "pid": 77, "pgid": 77, "python": "3.11.2", "identity": {}}
@@ -81,6 +81,26 @@ def test_another_length_is_timed_after_the_golden_check(local_device: devices.De
     assert measurement.repetitions[0].golden[0].passed
     with pytest.raises(RecipeError, match="30 s of audio at most"):
         session.measure(local_device, tiny_artifact[0], tiny_artifact[1], replace(ONCE, seconds=31.0))
+
+
+def test_a_file_of_fixed_lengths_takes_what_it_holds_and_is_told_how_much_of_it_is_audio(tiny_artifact: Any) -> None:
+    audio = tiny_artifact[0].audio.model_copy(update={"lengths": [20, 50], "layout": ["batch", "frames", "16"]})
+    x = tiny_artifact[0].inputs[0]
+    lengths = records.Tensor(name="lengths", dtype="int32", shape=[1])
+    padding = tiny_artifact[0].model_copy(
+        update={"audio": audio, "inputs": [x.model_copy(update={"shape": [1, "frames", 16]}), lengths]}
+    )
+    fitted, seconds = feeds.lengths(padding, 3.1)
+    assert (fitted, seconds, feeds.filled(padding, fitted)) == ({"x": [[1, 31]]}, 3.1, {"lengths": 31})
+    with pytest.raises(RecipeError, match="takes 5 s of audio at most, asked are 6 s"):
+        feeds.lengths(padding, 6.0)
+    exact = tiny_artifact[0].model_copy(
+        update={"audio": audio, "inputs": [x.model_copy(update={"shape": [1, 50, 16]})]}
+    )
+    assert feeds.lengths(exact, 2.0) == ({"x": [[1, 20]]}, 2.0)
+    assert feeds.filled(exact, {"x": [[1, 20]]}) == {}
+    with pytest.raises(RecipeError, match="takes audio of 2, 5 s only, asked are 3 s"):
+        feeds.lengths(exact, 3.0)
 
 
 def test_a_file_that_changed_since_export_is_refused(local_device: devices.Device, tiny_artifact: Any) -> None:

@@ -104,7 +104,7 @@ def controlled(
 
 def front_end_in_fp32(exporter: Exporter, order: Order) -> tuple[Order, Written] | None:
     """Write again with the front end in fp32; None where there is none that could stay, or nothing else is left."""
-    if order.precision in ("fp32", "fp16"):
+    if order.precision in ("fp32", "fp16", "int8-naive"):
         return None
     with tempfile.TemporaryDirectory(prefix=".accuracy-", dir=order.folder.parent) as place:
         order = _with_full(exporter, order, Path(place))

@@ -1,4 +1,4 @@
-"""ONNX for ONNX Runtime: one file, batch and time free, at six precisions. Graphs are made in ``onnx_graph``."""
+"""ONNX for ONNX Runtime: one file, batch and time free, at six precisions, and as a library's defaults have it. Graphs are made in ``onnx_graph``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OnnxExporter:
 
     format = "onnx"
     runtime = "onnxruntime"
-    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4-weights")
+    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4-weights", "int8-naive")
     always_padded = False
 
     def write(self, order: Order) -> Written:
@@ -76,6 +76,7 @@ def _writers() -> dict[str, Callable[..., onnx.ModelProto]]:
     """Functions from an fp32 file to one at each other precision: (full, file, metadata, feeds, float_nodes)."""
     from edgecompress.exporters.onnx_fp16 import write_fp16
     from edgecompress.exporters.onnx_int8 import write_int8
+    from edgecompress.exporters.onnx_naive import write_int8_naive
     from edgecompress.exporters.onnx_static import write_int8_static
     from edgecompress.exporters.onnx_weight_only import write_int4_weights, write_int8_weights
 
@@ -85,4 +86,5 @@ def _writers() -> dict[str, Callable[..., onnx.ModelProto]]:
         "int8-static": write_int8_static,
         "int8-weights": write_int8_weights,
         "int4-weights": write_int4_weights,
+        "int8-naive": write_int8_naive,
     }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OPSET = 17  # LayerNormalization is one node from here on; ONNX Runtime 1.13 and later read it
 IR_VERSION = 8
-QUANTIZED = ("MatMulInteger", "MatMulNBits")
+QUANTIZED = ("MatMulInteger", "MatMulNBits", "ConvInteger")
 
 
 def write_fp32(model: Model, form: Form, file: Path, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -99,7 +99,8 @@ class Order:
 class Written:
     """What an exporter wrote into the folder it was given; names are relative to it.
 
-    ``lengths`` are the fixed lengths of the first input where the file has some and its runner pads to them.
+    ``lengths`` are the fixed lengths of the first input where the file has some. Its runner pads to them where the input's
+    time has a name in ``inputs``; else they are taken exactly.
     ``lineage`` is whatever the format adds to the record: the operator set, versions of the tools.
     """
 

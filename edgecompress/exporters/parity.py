@@ -196,8 +196,8 @@ def lengths_of(model: Model, form: Form, written: Written | None = None) -> list
     usual = form.lengths(model)
     if written is None:
         return usual
-    if _fixed(form, written):
-        return [int(written.inputs[0].shape[form.time_axis])]
+    if exact := _exact(form, written):
+        return exact
     if not written.lengths:
         return usual
     edges = {near for edge in written.lengths for near in (edge - 1, edge, edge + 1)}
@@ -205,8 +205,10 @@ def lengths_of(model: Model, form: Form, written: Written | None = None) -> list
     return sorted(length for length in wanted if usual[0] <= length <= written.lengths[-1])
 
 
-def _fixed(form: Form, written: Written) -> bool:
-    return isinstance(written.inputs[0].shape[form.time_axis], int)
+def _exact(form: Form, written: Written) -> list[int]:
+    """The lengths of a file that takes these and no others; empty where time is free, or the runner pads."""
+    size = written.inputs[0].shape[form.time_axis]
+    return (list(written.lengths) or [size]) if isinstance(size, int) else []
 
 
 def _arrays(form: Form, tensors: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
@@ -253,10 +255,13 @@ def fitted(model: Model, form: Form, clip: np.ndarray, written: Written | None =
 
 
 def within(form: Form, feeds: dict[str, np.ndarray], written: Written) -> dict[str, np.ndarray]:
-    """Inputs of any length as a file takes them: tiled or cut to its one length, or cut to its greatest."""
+    """Inputs of any length as a file takes them: tiled or cut to the next of its lengths, or cut to its greatest."""
     values, axis = feeds[form.input_name], form.time_axis
-    size = written.inputs[0].shape[axis]
-    length = size if isinstance(size, int) else min([values.shape[axis], *written.lengths[-1:]])
+    known = _exact(form, written)
+    given = values.shape[axis]
+    length = (
+        next((each for each in known if each >= given), known[-1]) if known else min([given, *written.lengths[-1:]])
+    )
     if length == values.shape[axis]:
         return feeds
     values = np.ascontiguousarray(np.take(values, np.arange(length) % values.shape[axis], axis=axis))

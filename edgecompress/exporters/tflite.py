@@ -50,6 +50,7 @@ class TfliteExporter:
             full, made = order.full, order.folder / "fp32.tflite"
             if full is None:
                 _write_fp32(order, buckets, made)
+                tflite_file.finish(made, {})  # the quantiser goes by its names
             try:
                 tflite_graph.quantize(
                     full or made, file, order.precision, order.options.float_nodes, calibration, row_scales=not old
@@ -71,7 +72,7 @@ class TfliteExporter:
             inputs=[_tensor(port, inputs[port.name], order.form, padded) for port in order.form.inputs],
             outputs=[_tensor(port, outputs[port.name], order.form, padded) for port in order.form.outputs],
             quantized_nodes=tflite_file.small_weights(tables) if order.precision in INTEGER else None,
-            lengths=tuple(buckets.values()) if padded else (),
+            lengths=tuple(buckets.values()),
             lineage={
                 "signatures": list(buckets),
                 "operators": needed,
@@ -125,7 +126,7 @@ def _usual_length(order: Order) -> int:
 
 
 def _write_fp32(order: Order, buckets: Mapping[str, int], file: Path) -> None:
-    from edgecompress.exporters import tflite_file, tflite_graph
+    from edgecompress.exporters import tflite_graph
 
     form, model = order.form, order.model
     for length in buckets.values():
@@ -140,7 +141,6 @@ def _write_fp32(order: Order, buckets: Mapping[str, int], file: Path) -> None:
     traced = {name: (module, form.example(model, 1, length)) for name, length in buckets.items()}
     names = [port.name for port in form.inputs], [port.name for port in form.outputs]
     tflite_graph.convert(traced, *names, file)
-    tflite_file.finish(file, {})
 
 
 def _calibration(order: Order, buckets: Mapping[str, int]) -> dict[str, list[dict[str, np.ndarray]]]:

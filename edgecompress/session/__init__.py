@@ -88,6 +88,7 @@ def measure(device: Device, artifact: Artifact, folder: Path, plan: Plan, progre
         "model": artifact.model_file,
         "golden": artifact.golden.model_dump(),
         "lengths": lengths,
+        "filled": feeds.filled(artifact, lengths),
     }
     about = {
         "artifact": artifact.name,
@@ -186,7 +187,7 @@ def _measure(
     sending = None if progress is None else lambda sent, total: progress(f"sending {sent >> 20} of {total >> 20} MiB")
     blobs = [package, *files.values()]
     put = device.transport.put(device.config.python, device.config.cache, blobs, sending)
-    whole = {"golden": None, "inputs": None, "audio": None, "dims": {}, "lengths": {}} | job
+    whole = {"golden": None, "inputs": None, "audio": None, "dims": {}, "lengths": {}, "filled": {}} | job
     whole |= _job(device, put.cache, plan.timeout_s) | _planned(plan)
     whole |= {"runtime": _spelled(runtime), "files": {name: blob.sha256 for name, blob in files.items()}}
     collector = Collector(progress)

@@ -10,6 +10,8 @@ from edgecompress.errors import RecipeError
 from edgecompress.plain import arrays, weights_of
 from edgecompress.records import Artifact
 
+TRUE_LENGTHS = "lengths"
+
 
 def lengths(artifact: Artifact, seconds: float | None) -> tuple[dict[str, list[list[int]]], float | None]:
     """How to fit the golden input to ``seconds`` of audio: ``{tensor: [[axis, length], ...]}``, and the seconds (None without audio).
@@ -35,10 +37,26 @@ def lengths(artifact: Artifact, seconds: float | None) -> tuple[dict[str, list[l
         axes = [axis for axis, size in enumerate(tensor.shape) if axis > 0 and isinstance(size, str)]
         if axes:
             found[tensor.name] = [[axis, length] for axis in axes]
+    known = [held / audio.per_second for held in audio.lengths]
+    if found and known and seconds > known[-1]:
+        text = f"{artifact.name} takes {known[-1]:g} s of audio at most, asked are {seconds:g} s"
+        raise RecipeError(text, hint="choose a shorter length, or export it with a longer one")
+    if not found and length in audio.lengths:
+        axis = next(axis for axis, name in enumerate(audio.layout) if axis > 0 and not name.isdigit())
+        found[audio.input] = [[axis, length]]
     if not found:
-        text = f"{artifact.name} takes audio of one length only ({audio.golden_seconds:g} s)"
-        raise RecipeError(text, hint="leave `seconds` out")
+        held = ", ".join(f"{each:g}" for each in known) or f"{audio.golden_seconds:g}"
+        text = f"{artifact.name} takes audio of {held} s only, asked are {seconds:g} s"
+        raise RecipeError(text, hint="leave `seconds` out, or choose one of these")
     return found, length / audio.per_second
+
+
+def filled(artifact: Artifact, fitted: dict[str, list[list[int]]]) -> dict[str, int]:
+    """What an input of true lengths must say once the audio beside it is fitted to another length."""
+    if artifact.audio is None or artifact.audio.input not in fitted:
+        return {}
+    ((_, length),) = fitted[artifact.audio.input]
+    return {tensor.name: length for tensor in artifact.inputs if tensor.name == TRUE_LENGTHS}
 
 
 def given(path: Path) -> dict[str, Blob]:
