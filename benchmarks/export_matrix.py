@@ -72,7 +72,8 @@ def techniques_of(shape: str, family: str) -> list[Any] | None:
     """The techniques that make a shape; None where the family has nothing that they could remove."""
     import edgecompress as ec
 
-    thin = {"steps": STEPS, "batch_seconds": 2}
+    thin = {"steps": STEPS, "batch_seconds": 15, "objective": {"kind": "states", "layers": "same"}}
+    fewer = {**thin, "objective": {"kind": "states", "layers": "even"}}
     speech = family in SPEECH
     alone: dict[str, Callable[[], Any]] = {
         "heads": lambda: ec.PruneHeads(ratio=0.4, score="l1"),
@@ -87,7 +88,7 @@ def techniques_of(shape: str, family: str) -> list[Any] | None:
     if speech and family != "whisper":
         alone["joint"] = lambda: ec.PruneJointly(target={"macs": 0.6}, training=thin)
     if speech:
-        alone["distilled"] = lambda: ec.Distill(layers=2, training=thin)
+        alone["distilled"] = lambda: ec.Distill(layers=2, training=fewer)
     if shape == "dense":
         return []
     if shape == "combined":

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgecompress import report
 from edgecompress.records import Artifact, Measurement, Run
+from edgecompress.report.conditions import labels
 from tests import report_builder as made
 
 DENSE, CONTEXT = made.RECIPES[0], made.RECIPES[10]
@@ -120,3 +121,15 @@ def test_what_is_kept_out_of_every_comparison_is_counted(tmp_path: Path) -> None
     again(tmp_path, "context-12s-onnx-fp32-*-pi4-*", "hot", repetitions=[raised] * 3)
     report.write(tmp_path)
     assert "1 of 9 timings are kept out of this" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_runtimes_are_told_apart_by_name_and_not_by_the_options_that_each_of_them_has(tmp_path: Path) -> None:
+    made.build(tmp_path, [DENSE])
+    file = next((tmp_path / "measurements").glob("*-fp32-*-pi4-*"))
+    one = Measurement.read(file).model_copy(update={"runtime_version": "1.31.1", "options": {"spinning": True}})
+    openvino = {"runtime": "openvino", "runtime_version": "2026.4.1-22982-abc"}
+    other = one.model_copy(update={**openvino, "options": {"precision": "f32"}})
+    assert set(labels([one, other]).values()) == {"onnxruntime 1.31.1", "openvino 2026.4.1"}
+    third = one.model_copy(update={**openvino, "options": {"precision": "bf16"}})
+    told = set(labels([one, other, third]).values())
+    assert {"openvino 2026.4.1, f32", "openvino 2026.4.1, bf16"} <= told

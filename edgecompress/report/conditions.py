@@ -37,7 +37,11 @@ def labels(measurements: list[Measurement]) -> dict[Key, str]:
     found = {}
     for own, measurement in firsts.items():
         others = [_parts(one) for one in firsts.values() if one.device == measurement.device]
-        differ = [name for name, value in _parts(measurement).items() if any(one[name] != value for one in others)]
+        mine = _parts(measurement)
+        differ = [name for name, value in mine.items() if any(one[name] != value for one in others)]
+        alike = [one for one in others if one["runtime"] == mine["runtime"]]
+        if "runtime" in differ and all(one["options"] == mine["options"] for one in alike):
+            differ = [name for name in differ if name != "options"]  # each runtime has its own: they tell nothing more
         told = [_told(name, measurement) for name in differ]
         if any(one.device == measurement.device and one.transport != measurement.transport for one in firsts.values()):
             told.insert(0, f"by {measurement.transport}")
@@ -50,7 +54,7 @@ def _told(name: str, measurement: Measurement) -> str:
     if name == "threads":
         return "1 thread" if value == "1" else f"{value} threads"
     if name == "runtime":
-        return f"{measurement.runtime} {measurement.runtime_version}"
+        return f"{measurement.runtime} {measurement.runtime_version.split('-')[0]}"
     if name == "seconds":
         return f"{plain(plan['seconds'])} s asked" if plan.get("seconds") is not None else "usual length"
     if name == "cores":
