@@ -187,7 +187,7 @@ class Tolerance(Part):
 class ParityCase(Part):
     """One comparison with torch. ``length`` counts samples or mel frames; ``relative`` is max_abs / max|reference|.
 
-    ``signal`` is what was fed: noise, speech, or a synthetic voice; ``padded`` says that rows were of unlike lengths.
+    ``signal`` is what was fed: noise, speech, a synthetic voice, or a clip that was tiled; ``padded`` says that rows were of unlike lengths.
     """
 
     batch: int

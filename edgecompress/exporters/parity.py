@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgecompress.model.forms import Form
 
 Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-Signal = Literal["noise", "speech", "synthetic"]
+Signal = Literal["noise", "speech", "synthetic", "tiled"]
 
 COARSEST = "int8"  # the tolerance of a precision that has none of its own
 MANY = 3
@@ -77,8 +77,8 @@ def check(
 ) -> Parity:
     """Compare ``run`` with torch: noise at six lengths or more, in batches of 1 and 3, and up to two clips of audio.
 
-    A precision that is calibrated by audio is compared on audio of all these lengths too; on noise, and on what is
-    shorter than a quarter of a second, it is allowed more.
+    A precision that is calibrated by audio is compared on audio of all these lengths too; on noise, on a clip that had to
+    be tiled, and on what is shorter than a quarter of a second, it is allowed more.
     ``written`` tells what the file's dimensions are, where they are not free. ``conditions`` go into the record.
 
     Raises:
@@ -230,21 +230,23 @@ def _audio(model: Model, form: Form, clips: Sequence[np.ndarray] | None, written
 
 
 def _unheard(form: Form, case: Case) -> bool:
-    """Whether calibration audio has nothing like it: noise, and scraps of sound."""
+    """Whether calibration audio has nothing like it: noise, tiled clips, and scraps of sound."""
     length = case.feeds[form.input_name].shape[form.time_axis]
-    return case.signal == "noise" or (form.per_second is not None and length < SCRAP_S * form.per_second)
+    return case.signal in ("noise", "tiled") or (form.per_second is not None and length < SCRAP_S * form.per_second)
 
 
 def _audio_at_lengths(
     model: Model, form: Form, clips: Sequence[np.ndarray] | None, written: Written | None
 ) -> list[Case]:
-    """The first clip, tiled or cut to every length, batch 1."""
-    first = _audio(model, form, clips, None)[0]
-    values, axis = first.feeds[form.input_name], form.time_axis
+    """The longest clip cut to every length, or tiled, which is no sound that anybody makes; batch 1."""
+    axis = form.time_axis
+    longest = max(_audio(model, form, clips, None), key=lambda case: case.feeds[form.input_name].shape[axis])
+    values = longest.feeds[form.input_name]
     cases = []
     for length in lengths_of(model, form, written):
         cut = np.ascontiguousarray(np.take(values, np.arange(length) % values.shape[axis], axis=axis))
-        cases.append(Case(form.refeed(first.feeds, cut), first.signal))
+        signal: Signal = longest.signal if length <= values.shape[axis] else "tiled"
+        cases.append(Case(form.refeed(longest.feeds, cut), signal))
     return cases
 
 

@@ -105,7 +105,7 @@ def _export(
 
 
 def _judge(state: State, small: Model, export: Export, precision: str) -> Judge | None:
-    if export.judge is None or precision == "fp32":
+    if export.judge is None or precision in ("fp32", "int8-naive"):
         return None
     from edgecompress.model.forms import form_of
     from edgecompress.pipeline.judging import judge_of
