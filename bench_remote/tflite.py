@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Dict, List
 
 from bench_remote.tensors import BadInput
@@ -96,7 +97,7 @@ def _delegates(interpreter: Any) -> int | None:
         return None
 
 
-class Signature:
+class Signature(ABC):
     """One entry of a file: its tensors by name, as the interpreter tells of them, and its length if it is a bucket."""
 
     def __init__(self, name: str, inputs: Feeds, outputs: Feeds) -> None:
@@ -123,8 +124,9 @@ class Signature:
         found = [(array, self.time_axis(name)) for name, array in arrays.items()]
         return [(array, axis) for array, axis in found if axis is not None]
 
+    @abstractmethod
     def run(self, feeds: Feeds) -> Feeds:
-        raise NotImplementedError
+        """The outputs by name of inputs that have the entry's own shapes."""
 
 
 class Named(Signature):

@@ -234,11 +234,7 @@ def _noise(model: Any, takes: str | None) -> list[dict[str, Any]]:
     from edgecompress.model.forms import form_of
 
     form = form_of(model, takes)
-    made = [form.example(model, 1, form.trace_length(model), seed) for seed in range(4)]
-    return [
-        {port.name: tensor.numpy().astype(port.dtype) for port, tensor in zip(form.inputs, tensors, strict=True)}
-        for tensors in made
-    ]
+    return [form.noise(model, 1, form.trace_length(model), seed) for seed in range(4)]
 
 
 def _judge(model: Any, takes: str | None, clips: list[Any], sizes: tuple[int, ...]) -> Any:

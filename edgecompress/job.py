@@ -161,6 +161,11 @@ class Measure(Table):
         return self
 
 
+def calibrates(precision: str) -> bool:
+    """Whether a precision takes the ranges of activations from audio."""
+    return precision.endswith("-static")
+
+
 def describe(step: Any) -> dict[str, Any]:
     """A technique or task as its TOML table: ``{"kind": ..., field: value, ...}`` with JSON values."""
     return {"kind": type(step).kind, **TypeAdapter(type(step)).dump_python(step, mode="json")}

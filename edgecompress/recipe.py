@@ -26,6 +26,7 @@ from edgecompress.job import (
     Recipe,
     Table,
     TrainingSource,
+    calibrates,
     describe,
     scores_checkpoints,
 )
@@ -199,7 +200,7 @@ def _check_judges(faults: Faults, exports: list[Export], tasks: list[Any], audio
         if export.judge is not None and export.judge not in known:
             hint = plugins.nearest(export.judge, known) if known else "add [[score]] with a task that scores files"
             faults.add(where, f"judge: no task of this job that scores files is called {export.judge!r}", hint)
-        wants = [precision for precision in export.precisions if precision.endswith("-static")]
+        wants = [precision for precision in export.precisions if calibrates(precision)]
         if (wants or export.judge) and (audio is None or audio.calibration == 0):
             what = wants[0] if wants else f"judge = {export.judge!r}"
             faults.add(where, f"{what} needs calibration audio", "set calibration under [audio], e.g. 20")

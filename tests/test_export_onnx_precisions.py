@@ -49,7 +49,10 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[(name, edit) for name in MODELS for edit in (dense, uneven)], ids=str)
+EDITED = [pytest.param((name, edit), id=f"{name}-{edit.__name__}") for name in MODELS for edit in (dense, uneven)]
+
+
+@pytest.fixture(scope="module", params=EDITED)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of one model at each precision; exporting has checked parity at many lengths."""
     name, edit = request.param

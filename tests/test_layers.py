@@ -20,6 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "plugins": set(),
     "disk": set(),
+    "quiet": set(),
     "schema": {"disk"},
     "records": {"disk", "schema"},
     "paths": set(),
@@ -34,18 +35,13 @@ ROOMS: dict[str, set[str]] = {
     "cost": set(),
     "training": {"audio", "paths"},
     "techniques": {"cost", "job", "training"},  # the driver notes the cost before and after each step; rounds recover
-    "exporters": {"cost", "plain"},  # an artifact's record has its cost; files made elsewhere
+    "exporters": {"cost", "plain", "quiet"},  # an artifact's record has its cost; files made elsewhere
     "tasks": {"audio", "paths"},
     "runtimes": set(),
     "devices": set(),
     "session": {"devices", "plain", "runtimes"},
     "stats": set(),
-    "advice": {
-        "devices",
-        "session",
-        "stats",
-        "report",
-    },  # files measured on the device, and the report's caveats on them
+    "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
     "report": {"stats"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from edgecompress.errors import ExportError
-from edgecompress.exporters.onnx_torch import OnnxModule, load, unknown_operators
+from edgecompress.exporters.onnx_torch import OnnxModule, read, unknown_operators
 from edgecompress.exporters.parity import distances
 from tests.foreign_files import save, voice_detector, weights
 
@@ -100,7 +100,7 @@ def feeds_of(proto: onnx.ModelProto, sizes: int = 3) -> dict[str, np.ndarray]:
 
 def said(file: Path, feeds: dict[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What torch and ONNX Runtime answer."""
-    module = OnnxModule(load(file), feeds)
+    module = OnnxModule(read(file), feeds)
     with torch.no_grad():
         ours = [each.numpy() for each in module(*(torch.from_numpy(feeds[name]) for name in module.input_names))]
     return ours, onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, feeds)
@@ -155,7 +155,7 @@ def test_shapes_that_the_graph_computes_are_computed_once(tmp_path: Path) -> Non
     feeds = {"x": np.ones((2, 5), np.float32)}
     ours, theirs = said(file, feeds)
     assert ours[0].shape == theirs[0].shape == (2, 1, 5)
-    assert [step.call.op for step in OnnxModule(load(file), feeds).steps] == ["Reshape"]
+    assert [step.call.op for step in OnnxModule(read(file), feeds).steps] == ["Reshape"]
 
 
 def branching(path: Path, fed: bool) -> Path:
@@ -214,7 +214,7 @@ def test_unknown_operators_are_found_in_branches_too(tmp_path: Path) -> None:
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(ExportError, match=r"x\.onnx is no whole ONNX file"):
-        load(tmp_path / "x.onnx")
+        read(tmp_path / "x.onnx")
 
 
 def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> None:
@@ -222,13 +222,13 @@ def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> 
     for length in range(40, len(whole) - 1, len(whole) // 17):
         (tmp_path / "cut.onnx").write_bytes(whole[:length])
         with pytest.raises(ExportError):
-            load(tmp_path / "cut.onnx")
+            read(tmp_path / "cut.onnx")
 
 
 def test_weights_in_a_file_that_is_not_there_are_missed(tmp_path: Path) -> None:
     proto = onnx.load(str(voice_detector(tmp_path / "vad.onnx")))
     onnx.save(proto, str(tmp_path / "out.onnx"), save_as_external_data=True, location="weights.bin", size_threshold=100)
-    assert load(tmp_path / "out.onnx").graph.initializer[1].raw_data
+    assert read(tmp_path / "out.onnx").graph.initializer[1].raw_data
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(ExportError, match="is no whole ONNX file"):
-        load(tmp_path / "out.onnx")
+        read(tmp_path / "out.onnx")

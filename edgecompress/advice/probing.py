@@ -6,10 +6,8 @@ job on the machine falls on all of them. Weights and inputs are random: time doe
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from edgecompress import session, stats
 from edgecompress.advice import PRODUCTS, Measured
 from edgecompress.devices import Device
 from edgecompress.errors import AgentDied, AgentFailed
+from edgecompress.quiet import quiet
 from edgecompress.records import Measurement
 from edgecompress.report import caveats
 
@@ -111,7 +110,7 @@ def write(folder: Path) -> dict[str, Path]:
     half, dynamic = folder / "products-fp16.onnx", folder / "products-int8.onnx"
     _save(_products(numpy.float16), half)
     static = {part: folder / f"{file.stem.removesuffix('-fp32')}-int8-static.onnx" for part, file in full.items()}
-    with _quiet():
+    with quiet():
         from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
         # As the ONNX exporter does it: weights of 7 bits, which no processor's 16-bit sums overflow.
@@ -180,14 +179,3 @@ def _save(model: onnx.ModelProto, file: Path) -> None:
 
     onnx.checker.check_model(model)
     onnx.save(model, str(file))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice to preprocess, which these graphs do not need."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -8,14 +8,13 @@ stored, and ``artifact.json`` says what is there. The folder appears whole or no
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgecompress import plugins, records
-from edgecompress.errors import EdgeCompressError, ExportError, ParityError
+from edgecompress.errors import ExportError, ParityError
+from edgecompress.exporters.converting import converting, written_and_opened
 from edgecompress.exporters.order import Options, Order, Written
 from edgecompress.records import Artifact, Parity
 
@@ -72,30 +71,14 @@ def runner(format: str, file: Path) -> Runner:
     """
     exporter: Exporter = plugins.find("exporters", format)()
     what, hint = f"{file} does not run in {exporter.runtime}", "is the runtime installed, and the file whole?"
-    with _converting(what, hint):
+    with converting(what, hint):
         opened = exporter.open(file)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with _converting(what, hint):
+        with converting(what, hint):
             return opened(inputs)
 
     return run
-
-
-@contextmanager
-def _converting(what: str, hint: str) -> Iterator[None]:
-    """Whatever a converter or runtime raises, it means: this model, this format, not today."""
-    try:
-        yield
-    except EdgeCompressError:
-        raise
-    except Exception as cause:
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            hint = "free some space; nothing was left behind"
-        if isinstance(cause, ImportError):
-            hint = "is the format's extra installed? `edgecompress doctor` says"
-        raise ExportError(f"{what}: {first}", hint=hint) from cause
 
 
 def export(
@@ -169,13 +152,12 @@ def export(
         reuse, exporter.format, facts["weights_sha256"], [port.name for port in form.inputs], asked
     )
     with evaluating(model), records.whole_folder(Path(folder)) as beside:
-        with _converting(f"{exporter.format} {precision}", "try another format or precision"):
-            order = Order(
-                model, form, precision, beside, lineage.metadata(facts, precision), full, options,
-                tuple(calibration_clips), tuple(calibration_feeds),
-            )  # fmt: skip
-            order, written, checked = _proven(exporter, order, clips or (), judge, say)
-            bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
+        order = Order(
+            model, form, precision, beside, lineage.metadata(facts, precision), full, options,
+            tuple(calibration_clips), tuple(calibration_feeds),
+        )  # fmt: skip
+        order, written, checked = _proven(exporter, order, clips or (), judge, say)
+        bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
         kept = golden.write(model, precision, beside, clips, form, written)
         if form.takes in WRITES_TEXT:
             _carry_words(model, beside)
@@ -215,42 +197,37 @@ def _proven(
     Where a quantised file is too far from torch, its front end is written in fp32 and it is compared once more: before
     the first norm quiet frames and loud ones share one scale.
     """
+    import torch
+
     from edgecompress.exporters import accuracy, parity
 
-    written = exporter.write(order)
-    run = exporter.open(order.folder / written.model_file)
+    opened = written_and_opened(exporter, order)
     scores = []
     if judge is not None:
-        order, written, run, value = accuracy.controlled(exporter, order, (written, run), judge, say)
+        order, opened, value = accuracy.controlled(exporter, order, opened, judge, say)
         scores.append(judge.record(value))
-    conditions = {"threads": torch_threads(), **getattr(run, "conditions", {})}
+    why: dict[str, str] = {}
+
+    def certificate() -> Parity:
+        written, run = opened
+        conditions = {"threads": torch.get_num_threads(), **getattr(run, "conditions", {}), **why}
+        return parity.check(order.model, run, order.precision, exporter.runtime, clips, order.form, written, conditions)
+
     try:
-        checked = parity.check(
-            order.model, run, order.precision, exporter.runtime, clips, order.form, written, conditions
-        )
+        checked = certificate()
     except ParityError as refused:
         retreated = accuracy.front_end_in_fp32(exporter, order)
         if retreated is None:
             raise
         if say:
             say(f"the front end stays in fp32: {refused}")
-        order, written = retreated
-        run = exporter.open(order.folder / written.model_file)
-        conditions["front_end_in_fp32"] = str(refused)
-        checked = parity.check(
-            order.model, run, order.precision, exporter.runtime, clips, order.form, written, conditions
-        )
-        scores = [judge.record(judge.score(run))] if judge is not None else []
-    if judge is None and order.precision != "fp32" and (told := accuracy.fidelity(order, (written, run), clips)):
+        order, opened = retreated
+        why["front_end_in_fp32"] = str(refused)
+        checked = certificate()
+        scores = [judge.record(judge.score(opened[1]))] if judge is not None else []
+    if judge is None and order.precision != "fp32" and (told := accuracy.fidelity(order, opened, clips)):
         scores.append(told)
-    return order, written, checked.model_copy(update={"scores": scores})
-
-
-def torch_threads() -> int:
-    """How many threads parity is checked with: those that torch has."""
-    import torch
-
-    return torch.get_num_threads()
+    return order, opened[0], checked.model_copy(update={"scores": scores})
 
 
 def _carry_words(model: Model, folder: Path) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecompress.errors import ExportError
+from edgecompress.exporters.converting import written_and_opened
 from edgecompress.exporters.order import Order, Written
 from edgecompress.exporters.parity import distances, fitted, within
 
@@ -72,51 +74,64 @@ def groups_of(names: Sequence[str]) -> dict[str, list[str]]:
 
 def controlled(
     exporter: Exporter, order: Order, first: Opened, judge: Judge, say: Say | None = None
-) -> tuple[Order, Written, Runner, float]:
+) -> tuple[Order, Opened, float]:
     """Write again, with as few parts in fp32 as it takes: the order that was carried out, what it wrote, its score.
 
     Raises:
         ExportError: the score is out of reach with anything quantised at all.
     """
-    written, run = first
-    value = judge.score(run)
+    value = judge.score(first[1])
     limit = judge.tolerated_drop
     if limit is None or judge.drop(value) <= limit:
-        return order, written, run, value
-    with tempfile.TemporaryDirectory(prefix=".accuracy-", dir=order.folder.parent) as place:
-        order = _with_full(exporter, order, Path(place))
-        assert order.full is not None
-        groups = groups_of(exporter.quantizable(order.full))
-        ranked = _ranked(exporter, order, written, groups, Path(place), say)
-        best = _fewest(exporter, order, ranked, judge, Path(place), say)
+        return order, first, value
+    with _beside(exporter, order) as (order, place):
+        groups = groups_of(exporter.quantizable(_full(order)))
+        ranked = _ranked(exporter, order, first[0], groups, place, say)
+        best = _fewest(exporter, order, ranked, judge, place, say)
         if best is None:
             raise ExportError(
                 f"{order.precision}: {judge.metric} drops by more than {limit:g} whatever stays in fp32 "
                 f"({value:.4g} with all quantised, torch {judge.reference:.4g})",
                 hint="allow a greater drop, calibrate with more recordings, or choose another precision",
             )
-        chosen = replace(order, options=replace(order.options, float_nodes=best))
-        _emptied(order.folder)
-        written = exporter.write(chosen)
-    run = exporter.open(chosen.folder / written.model_file)
-    return chosen, written, run, judge.score(run)
+        return *_again(exporter, order, best[0]), best[1]
 
 
-def front_end_in_fp32(exporter: Exporter, order: Order) -> tuple[Order, Written] | None:
+def front_end_in_fp32(exporter: Exporter, order: Order) -> tuple[Order, Opened] | None:
     """Write again with the front end in fp32; None where there is none that could stay, or nothing else is left."""
     if order.precision in ("fp32", "fp16", "int8-naive"):
         return None
-    with tempfile.TemporaryDirectory(prefix=".accuracy-", dir=order.folder.parent) as place:
-        order = _with_full(exporter, order, Path(place))
-        assert order.full is not None
-        names, kept = exporter.quantizable(order.full), order.options.float_nodes
+    with _beside(exporter, order) as (order, _):
+        names, kept = exporter.quantizable(_full(order)), order.options.float_nodes
         front = [name for name in names if FRONT_END.search(name) and name not in kept]
         if not front or not set(names) - {*front, *kept}:
             return None
-        chosen = replace(order, options=replace(order.options, float_nodes=(*kept, *front)))
-        _emptied(order.folder)
-        written = exporter.write(chosen)
-    return replace(chosen, full=None), written
+        return _again(exporter, order, (*kept, *front))
+
+
+@contextmanager
+def _beside(exporter: Exporter, order: Order) -> Iterator[tuple[Order, Path]]:
+    """A folder for scratch, and the order with an fp32 file to start from: its own, or one in that folder."""
+    with tempfile.TemporaryDirectory(prefix=".accuracy-", dir=order.folder.parent) as scratch:
+        place = Path(scratch)
+        if order.full is None:
+            (place / "fp32").mkdir()
+            written, _ = written_and_opened(exporter, replace(order, precision="fp32", folder=place / "fp32"))
+            order = replace(order, full=place / "fp32" / written.model_file)
+        yield order, place
+
+
+def _full(order: Order) -> Path:
+    assert order.full is not None
+    return order.full
+
+
+def _again(exporter: Exporter, order: Order, names: Sequence[str]) -> tuple[Order, Opened]:
+    """Write in the place of what is there, with these parts in fp32. The order that is given back has no fp32 file."""
+    for path in order.folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    chosen = replace(order, options=replace(order.options, float_nodes=tuple(names)))
+    return replace(chosen, full=None), written_and_opened(exporter, chosen)
 
 
 def fidelity(order: Order, opened: Opened, clips: Sequence[np.ndarray]) -> dict[str, Any] | None:
@@ -136,21 +151,13 @@ def fidelity(order: Order, opened: Opened, clips: Sequence[np.ndarray]) -> dict[
     }  # fmt: skip
 
 
-def _with_full(exporter: Exporter, order: Order, place: Path) -> Order:
-    if order.full is not None:
-        return order
-    (place / "fp32").mkdir()
-    written = exporter.write(replace(order, precision="fp32", folder=place / "fp32"))
-    return replace(order, full=place / "fp32" / written.model_file)
-
-
 def _try(exporter: Exporter, order: Order, names: Sequence[str], place: Path) -> Runner:
     """A file with these parts in fp32, opened; the one before it is gone."""
     attempt = place / "attempt"
     shutil.rmtree(attempt, ignore_errors=True)
     attempt.mkdir()
     trial = replace(order, folder=attempt, options=replace(order.options, float_nodes=tuple(names)))
-    return exporter.open(attempt / exporter.write(trial).model_file)
+    return written_and_opened(exporter, trial)[1]
 
 
 def _ranked(
@@ -168,7 +175,7 @@ def _ranked(
         others = [name for other in groups.values() for name in other if name not in names]
         try:
             run = _try(exporter, order, others, place)
-        except Exception:  # some parts cannot be quantised without others; how much they cost is then not known
+        except ExportError:  # some parts cannot be quantised without others; how much they cost is then not known
             found.append((None, names))
             continue
         errors = []
@@ -182,8 +189,8 @@ def _ranked(
 
 def _fewest(
     exporter: Exporter, order: Order, ranked: list[list[str]], judge: Judge, place: Path, say: Say | None
-) -> tuple[str, ...] | None:
-    """The shortest beginning of the ranking that keeps the score, by bisection; never all of it."""
+) -> tuple[tuple[str, ...], float] | None:
+    """The shortest beginning of the ranking that keeps the score, by bisection, and that score; never all of it."""
     assert judge.tolerated_drop is not None
     low, high, best = 1, len(ranked) - 1, None
     while low <= high:
@@ -197,12 +204,7 @@ def _fewest(
         if say:
             say(f"{count} of {len(ranked)} groups in fp32: {judge.metric} {value:.4g}, torch {judge.reference:.4g}")
         if judge.drop(value) <= judge.tolerated_drop:
-            best, high = names, count - 1
+            best, high = (names, value), count - 1
         else:
             low = count + 1
     return best
-
-
-def _emptied(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -15,7 +15,7 @@ import numpy as np
 from bench_remote import tensors
 from edgecompress.errors import ExportError, ParityError, RecipeError
 from edgecompress.exporters.opened import Opened
-from edgecompress.exporters.parity import Signal, distances
+from edgecompress.exporters.parity import Signal, apart, distances, outside
 from edgecompress.records import ParityCase, Tolerance
 
 Arrays = dict[str, np.ndarray]
@@ -140,15 +140,13 @@ def compare(file: Opened, reference: Opened, said: Sequence[tuple[Feed, Arrays]]
 
 def fault(cases: Sequence[ParityCase], tolerance: Tolerance, reference: str) -> ParityError | None:
     """The error that says which case is worst of those outside the tolerance; None where all are inside."""
-    outside = [case for case in cases if case.relative > tolerance.relative or case.cosine < tolerance.cosine]
-    if not outside:
+    beyond = [case for case in cases if outside(case, tolerance)]
+    if not beyond:
         return None
-    worst = min(outside, key=lambda case: case.cosine)
+    worst = min(beyond, key=lambda case: case.cosine)
     return ParityError(
-        f"{worst.output} differs from {reference} at length {worst.length}, batch {worst.batch}: greatest difference "
-        f"{worst.max_abs:.3g} ({worst.relative:.3g} of the greatest value), cosine {worst.cosine:.5f}; allowed are "
-        f"{tolerance.relative:g} and {tolerance.cosine:g}"
-        + (f"; {len(outside)} of {len(cases)} comparisons are outside" if len(outside) > 1 else ""),
+        f"{worst.output} differs from {reference} at length {worst.length}, batch {worst.batch}: {apart(worst, tolerance)}"
+        + (f"; {len(beyond)} of {len(cases)} comparisons are outside" if len(beyond) > 1 else ""),
         hint="do not use this file for the other, or allow more: --precision, --relative, --cosine",
     )
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from edgecompress import plugins, records
 from edgecompress.errors import ExportError
-from edgecompress.exporters import _converting, compare, lineage
+from edgecompress.exporters import compare, lineage
+from edgecompress.exporters.converting import converting
 from edgecompress.exporters.foreign_formats import WRITERS, FileForm, FileOrder
 from edgecompress.exporters.opened import Opened, opened
 from edgecompress.exporters.parity import tolerance_of
@@ -64,7 +65,7 @@ def export_file(
             f"{format} of a plain file has no precision {precision!r}",
             hint=plugins.nearest(precision, list(writer.precisions)),
         )
-    proto = onnx_torch.load(file)
+    proto = onnx_torch.read(file)
     reference = opened(file)
     clips = [] if clip is None else [clip[: round(GOLDEN_SECONDS * SAMPLE_RATE)]]
     feeds = _feeds(reference, sizes, arrays, clips)
@@ -75,7 +76,7 @@ def export_file(
     with records.whole_folder(folder) as beside:
         form = FileForm.of(reference)
         order = FileOrder(file, proto, form, precision, beside, fed, calibration, _metadata(source, precision))
-        with _converting(f"{file.name} to {format} {precision}", "try another format or precision"):
+        with converting(f"{file.name} to {format} {precision}", "try another format or precision"):
             written = writer.write(order)
         bytes_written = sum(each.stat().st_size for each in beside.rglob("*") if each.is_file())
         made = opened(beside / written.model_file)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from edgecompress.errors import ExportError
 from edgecompress.exporters.order import Written
-from edgecompress.model.forms import Form, Port
+from edgecompress.model.forms import Interface, Port
+from edgecompress.quiet import quiet
 from edgecompress.records import Tensor
 
 if TYPE_CHECKING:
@@ -30,8 +28,8 @@ SMALL = 64  # numbers; what is smaller is no weight
 
 
 @dataclass(frozen=True)
-class FileForm(Form):
-    """The inputs and outputs of a file. It has no model: what asks for one is not asked of a file."""
+class FileForm(Interface):
+    """The inputs and outputs of a file that somebody made."""
 
     @staticmethod
     def of(opened: Opened) -> FileForm:
@@ -43,21 +41,6 @@ class FileForm(Form):
         """The last axis that may vary, else the last."""
         shape = self.inputs[0].shape
         return max((axis for axis, size in enumerate(shape) if isinstance(size, str)), default=len(shape) - 1)
-
-    def module(self, model: Any) -> nn.Module:
-        raise NotImplementedError
-
-    def example(self, model: Any, batch: int, length: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-        raise NotImplementedError
-
-    def trace_length(self, model: Any) -> int:
-        raise NotImplementedError
-
-    def lengths(self, model: Any) -> list[int]:
-        raise NotImplementedError
-
-    def answer(self, model: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -222,7 +205,7 @@ def _in_integers(proto: onnx.ModelProto, file: Path) -> onnx.ModelProto:
         node.name = node.name or f"{node.op_type}_{number}"
     # it turns a Gemm's matrix over in place, which whoever else reads it would not expect
     shared = [node.name for node in proto.graph.node if node.op_type == "Gemm" and readers[node.input[1]] > 1]
-    with _quiet():
+    with quiet():
         quantize_dynamic(
             proto,
             str(file),
@@ -240,17 +223,6 @@ def _in_integers(proto: onnx.ModelProto, file: Path) -> onnx.ModelProto:
 
 def _integer_products(proto: onnx.ModelProto) -> int:
     return sum(node.op_type in INTEGER_PRODUCTS for node in proto.graph.node)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without advice about preparing a file, which parity makes needless."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _half(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -74,10 +74,7 @@ def _feeds(
     model: Model, form: Form, clips: Sequence[np.ndarray] | None, written: Written | None
 ) -> dict[str, np.ndarray]:
     if form.per_second is None:
-        tensors = form.example(model, 1, form.trace_length(model))
-        return {
-            port.name: each.cpu().numpy().astype(port.dtype) for port, each in zip(form.inputs, tensors, strict=True)
-        }
+        return form.noise(model, 1, form.trace_length(model))
     clip = clips[0] if clips else synthetic_clip()
     cut = clip[: round(GOLDEN_SECONDS * SAMPLE_RATE)] if model.max_seconds is None else clip
     return fitted(model, form, cut, written)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +16,7 @@ from edgecompress.exporters.onnx_names import WITH_WEIGHTS
 from edgecompress.exporters.onnx_tidy import tidy
 from edgecompress.exporters.order import Written
 from edgecompress.exporters.tracing import trace_inputs
+from edgecompress.quiet import quiet
 from edgecompress.records import Tensor
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ def traced(model: Model, form: Form, folder: Path) -> onnx.ModelProto:
         port.name: {axis: size for axis, size in enumerate(port.shape) if isinstance(size, str)}
         for port in (*form.inputs, *form.outputs)
     }
-    with _quiet(), tempfile.TemporaryDirectory(dir=folder) as scratch:  # weights of more than 2 GB become files there
+    with quiet(), tempfile.TemporaryDirectory(dir=folder) as scratch:  # weights of more than 2 GB become files there
         file = Path(scratch) / "traced.onnx"
         torch.onnx.export(
             module,
@@ -106,16 +104,3 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     kind = value.type.tensor_type
     shape: list[int | str] = [size.dim_param or int(size.dim_value) for size in kind.shape.dim]
     return Tensor(name=value.name, dtype=str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape=shape)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tracer's and the quantiser's advice: it is about shapes that parity checks."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import onnx
 
 from edgecompress.errors import ExportError
 from edgecompress.exporters.onnx_file import finish
+from edgecompress.quiet import quiet
 
 
 def write_int8_naive(
@@ -27,12 +27,8 @@ def write_int8_naive(
 
     if float_nodes:
         raise ExportError("onnx int8-naive leaves no part in fp32", hint="use int8")
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+    with quiet():
         quantize_dynamic(str(full), str(file))
-    finally:
-        logging.disable(before)
     graph = onnx.load(str(file))
     if not any(node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM") for node in graph.graph.node):
         raise ExportError("onnx int8-naive: nothing was quantised", hint="use fp32: int8 would be the same file")

@@ -19,6 +19,7 @@ from torch import nn
 
 from edgecompress.errors import ExportError
 from edgecompress.exporters import onnx_torch_layers  # noqa: F401 - enters its operators
+from edgecompress.exporters.converting import first_line
 from edgecompress.exporters.onnx_torch_ops import OPERATORS, Call
 
 LARGEST_KNOWN = 4096  # axes, shapes, pads: what an operator wants to know in advance is small
@@ -116,7 +117,7 @@ def unknown_operators(proto: onnx.ModelProto) -> list[str]:
     return sorted(found)
 
 
-def load(file: Path) -> onnx.ModelProto:
+def read(file: Path) -> onnx.ModelProto:
     """A model with its weights in it. What it does is not checked: ONNX Runtime takes more than ONNX's checker.
 
     Raises:
@@ -127,7 +128,7 @@ def load(file: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(str(file))
     except Exception as cause:  # protobuf's, onnx's and the system's kinds; a file from anywhere
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+        first = first_line(cause, 200)
         raise ExportError(f"{file} is no whole ONNX file: {first}", hint="export or copy it again") from cause
     if not proto.graph.node or not proto.opset_import:
         raise ExportError(f"{file} is no whole ONNX file: there is no graph in it", hint="export or copy it again")
@@ -180,7 +181,7 @@ def _call(node: onnx.NodeProto, number: int, opset: int, made: _Made) -> None:
     except ExportError:
         raise
     except Exception as cause:
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+        first = first_line(cause, 200)
         raise ExportError(
             f"{call.op} ({call.name}) cannot be done in torch: {first}", hint="do other sizes fit? see --dim"
         ) from cause

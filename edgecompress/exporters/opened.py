@@ -11,6 +11,7 @@ import numpy as np
 
 from edgecompress import plain, plugins
 from edgecompress.errors import EdgeCompressError, ExportError
+from edgecompress.exporters.converting import first_line
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -42,7 +43,7 @@ class Opened:
         except Exception as cause:
             shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in feeds.items())
             raise ExportError(
-                f"{self.file.name} fails in {self.runtime} on {shapes}: {_first_line(cause)}",
+                f"{self.file.name} fails in {self.runtime} on {shapes}: {first_line(cause)}",
                 hint="choose sizes that the model takes (--dim), or give inputs (--inputs)",
             ) from cause
 
@@ -68,18 +69,13 @@ def opened(file: Path, runtime: str = "") -> Opened:
         ) from cause
     except Exception as cause:  # every runtime has kinds of its own
         raise ExportError(
-            f"{file.name} does not open in {name}: {_first_line(cause)}",
+            f"{file.name} does not open in {name}: {first_line(cause)}",
             hint="is it whole, and not made for a newer runtime?",
         ) from cause
     return Opened(
         file, kind.format if kind else file.suffix.removeprefix("."), name, str(about["version"]),
         about["inputs"], about["outputs"], answer, dict(about.get("options", {})), scales,
     )  # fmt: skip
-
-
-def _first_line(cause: Exception) -> str:
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return (lines or [type(cause).__name__])[0][:300]
 
 
 def _scales(file: Path) -> dict[str, tuple[float, int]]:

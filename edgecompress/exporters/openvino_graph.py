@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -18,11 +16,12 @@ from edgecompress.errors import ExportError
 from edgecompress.exporters.openvino import COMPUTED_IN, runtime
 from edgecompress.exporters.openvino_rewrites import masked_attention, two_dimensional
 from edgecompress.exporters.order import Written
+from edgecompress.quiet import quiet
 from edgecompress.records import Tensor
 
 if TYPE_CHECKING:
     from edgecompress.model import Model
-    from edgecompress.model.forms import Form
+    from edgecompress.model.forms import Form, Interface
 
 PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
 INTEGERS = ("i8", "u8", "i4", "u4")
@@ -69,7 +68,11 @@ def converted(model: Model, form: Form, folder: Path, length: int | None = None)
 
 
 def at_precision(
-    made: Any, precision: str, form: Form, feeds: Sequence[Mapping[str, np.ndarray]], float_nodes: Sequence[str] = ()
+    made: Any,
+    precision: str,
+    form: Interface,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    float_nodes: Sequence[str] = (),
 ) -> Any:
     """The fp32 model at one of the exporter's precisions; ``feeds`` are needed for ``int8-static`` alone.
 
@@ -124,19 +127,17 @@ def at_precision(
     return quantized
 
 
-def _fitting(made: Any, form: Form, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _fitting(made: Any, form: Interface, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Feeds in the model's own shape: of another length than a fixed one they are repeated or cut.
 
     Raises:
         ExportError: another name, dtype or shape than the model takes.
     """
     first, axis = form.input_name, form.time_axis
-    size = made.input(first).get_partial_shape()[axis] if first in feeds else None
-    if size is not None and size.is_static and np.ndim(feeds[first]) > axis:
-        values = feeds[first]
-        where = np.arange(size.get_length()) % max(values.shape[axis], 1)
-        if values.shape[axis] not in (0, where.size):
-            feeds = form.refeed(feeds, np.ascontiguousarray(np.take(values, where, axis=axis)))
+    size: Any = made.input(first).get_partial_shape()[axis] if first in feeds else None
+    fixed = size is not None and size.is_static and np.ndim(feeds[first]) > axis
+    if fixed and feeds[first].shape[axis] not in (0, size.get_length()):
+        feeds = form.resized(feeds, size.get_length())
     for port in form.inputs:
         if port.name not in feeds:
             raise ExportError(
@@ -195,7 +196,7 @@ def dynamic_group(made: Any) -> int:
     return next((group for group in GROUPS if max(widths, default=0) >= group), 0)
 
 
-def write(made: Any, precision: str, form: Form, file: Path, metadata: Mapping[str, str]) -> Written:
+def write(made: Any, precision: str, form: Interface, file: Path, metadata: Mapping[str, str]) -> Written:
     """Save the model with its metadata under ``edgecompress``, and say what was written."""
     openvino = runtime()
     for key, value in metadata.items():
@@ -239,12 +240,6 @@ def _tensor(port: Any, names: Sequence[int | str]) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's bars, tables and advice."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    """Without the quantiser's advice, and without its bars and tables."""
+    with quiet(), redirect_stdout(io.StringIO()):
+        yield

@@ -83,8 +83,6 @@ class Order:
                 )
             try:
                 given.append(self.form.feeds(self.model, clip[: round(CALIBRATION_SECONDS * 16000)]))
-            except ExportError:
-                raise
             except EdgeCompressError as cause:
                 raise ExportError(f"{self.precision}: calibration clip {number}: {cause}", hint=cause.hint) from cause
         if not given:

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edgecompress.errors import ParityError
+from edgecompress.exporters.converting import first_line
 from edgecompress.exporters.order import Written
 from edgecompress.exporters.tracing import evaluating
 from edgecompress.model.forms import form_of
 from edgecompress.records import Parity, ParityCase, Tolerance
 
 if TYPE_CHECKING:
-    import torch
-
     from edgecompress.model import Model
     from edgecompress.model.forms import Form
 
@@ -86,10 +85,10 @@ def check(
     """
     tolerance, on_noise = tolerance_of(precision), tolerance_of(precision, "noise")
     form = form or form_of(model)
-    apart = on_noise != tolerance
+    looser = on_noise != tolerance
     with evaluating(model):
         cases = cases_of(model, form, clips, written)
-        if apart and form.per_second is not None:
+        if looser and form.per_second is not None:
             cases += _audio_at_lengths(model, form, clips, written)
         compared = [
             one
@@ -102,7 +101,7 @@ def check(
         cases=compared,
         conditions={
             **(conditions or {}),
-            **({"tolerance_on_noise_and_scraps": on_noise.model_dump()} if apart else {}),
+            **({"tolerance_on_noise_and_scraps": on_noise.model_dump()} if looser else {}),
         },
     )
 
@@ -122,9 +121,8 @@ def compare_with_torch(
     try:
         said = form.cut(run(case.feeds), case.feeds)
     except Exception as cause:  # a dimension that was baked in makes some runtimes raise instead of answering wrong
-        line = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
         raise ParityError(
-            f"{form.outputs[0].name}: the runtime fails on an input of {shapes}: {line}", hint=baked
+            f"{form.outputs[0].name}: the runtime fails on an input of {shapes}: {first_line(cause, 200)}", hint=baked
         ) from cause
     found = []
     for name, wanted in form.answer(model, case.feeds).items():
@@ -144,14 +142,26 @@ def compare_with_torch(
 
 def refuse_outside(case: ParityCase, tolerance: Tolerance, unit: str) -> None:
     """Raise a ParityError where a comparison is outside the tolerance."""
-    if case.relative <= tolerance.relative and case.cosine >= tolerance.cosine:
+    if not outside(case, tolerance):
         return
     raise ParityError(
-        f"{case.output} differs from torch at {case.length} {unit.replace('_', ' ')}, batch {case.batch}: greatest "
-        f"difference {case.max_abs:.3g} ({case.relative:.3g} of the greatest value), cosine {case.cosine:.5f}; "
-        f"allowed are {tolerance.relative:g} and {tolerance.cosine:g}",
+        f"{case.output} differs from torch at {case.length} {unit.replace('_', ' ')}, batch {case.batch}: "
+        f"{apart(case, tolerance)}",
         hint="export at fp32 to see whether the precision or the graph is at fault; --task fidelity --tolerated-drop 0.02 "
         "--calibration DIR leaves in fp32 what costs too much",
+    )
+
+
+def outside(case: ParityCase, tolerance: Tolerance) -> bool:
+    """Whether a comparison is further from the reference than is allowed."""
+    return not (case.relative <= tolerance.relative and case.cosine >= tolerance.cosine)
+
+
+def apart(case: ParityCase, tolerance: Tolerance) -> str:
+    """How far a comparison is from the reference, and what is allowed, in words."""
+    return (
+        f"greatest difference {case.max_abs:.3g} ({case.relative:.3g} of the greatest value), cosine {case.cosine:.5f}; "
+        f"allowed are {tolerance.relative:g} and {tolerance.cosine:g}"
     )
 
 
@@ -185,8 +195,7 @@ def cases_of(
     if padded and len(batches) > 1:
         shapes.append((MANY, lengths[-1]))
     found = [
-        Case(_arrays(form, form.example(model, batch, length, seed=length)), "noise", padded and batch > 1)
-        for batch, length in shapes
+        Case(form.noise(model, batch, length, seed=length), "noise", padded and batch > 1) for batch, length in shapes
     ]
     return found + _audio(model, form, clips, written)
 
@@ -209,12 +218,6 @@ def _exact(form: Form, written: Written) -> list[int]:
     """The lengths of a file that takes these and no others; empty where time is free, or the runner pads."""
     size = written.inputs[0].shape[form.time_axis]
     return (list(written.lengths) or [size]) if isinstance(size, int) else []
-
-
-def _arrays(form: Form, tensors: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
-    return {
-        port.name: tensor.cpu().numpy().astype(port.dtype) for port, tensor in zip(form.inputs, tensors, strict=True)
-    }
 
 
 def _audio(model: Model, form: Form, clips: Sequence[np.ndarray] | None, written: Written | None) -> list[Case]:
@@ -241,13 +244,11 @@ def _audio_at_lengths(
     """The longest clip cut to every length, or tiled, which is no sound that anybody makes; batch 1."""
     axis = form.time_axis
     longest = max(_audio(model, form, clips, None), key=lambda case: case.feeds[form.input_name].shape[axis])
-    values = longest.feeds[form.input_name]
-    cases = []
-    for length in lengths_of(model, form, written):
-        cut = np.ascontiguousarray(np.take(values, np.arange(length) % values.shape[axis], axis=axis))
-        signal: Signal = longest.signal if length <= values.shape[axis] else "tiled"
-        cases.append(Case(form.refeed(longest.feeds, cut), signal))
-    return cases
+    given = longest.feeds[form.input_name].shape[axis]
+    return [
+        Case(form.resized(longest.feeds, length), longest.signal if length <= given else "tiled")
+        for length in lengths_of(model, form, written)
+    ]
 
 
 def fitted(model: Model, form: Form, clip: np.ndarray, written: Written | None = None) -> dict[str, np.ndarray]:
@@ -258,13 +259,9 @@ def fitted(model: Model, form: Form, clip: np.ndarray, written: Written | None =
 
 def within(form: Form, feeds: dict[str, np.ndarray], written: Written) -> dict[str, np.ndarray]:
     """Inputs of any length as a file takes them: tiled or cut to the next of its lengths, or cut to its greatest."""
-    values, axis = feeds[form.input_name], form.time_axis
-    known = _exact(form, written)
-    given = values.shape[axis]
-    length = (
-        next((each for each in known if each >= given), known[-1]) if known else min([given, *written.lengths[-1:]])
-    )
-    if length == values.shape[axis]:
-        return feeds
-    values = np.ascontiguousarray(np.take(values, np.arange(length) % values.shape[axis], axis=axis))
-    return form.refeed(feeds, values)
+    given, known = feeds[form.input_name].shape[form.time_axis], _exact(form, written)
+    if known:
+        length = next((each for each in known if each >= given), known[-1])
+    else:
+        length = min([given, *written.lengths[-1:]])
+    return feeds if length == given else form.resized(feeds, length)

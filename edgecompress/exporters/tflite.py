@@ -150,10 +150,7 @@ def _calibration(order: Order, buckets: Mapping[str, int]) -> dict[str, list[dic
 
 
 def _as_long(form: Form, feeds: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
-    values, axis = feeds[form.input_name], form.time_axis
-    if values.shape[axis] != length:
-        values = np.take(values, np.arange(length) % values.shape[axis], axis=axis)
-    fed = form.refeed(feeds, np.ascontiguousarray(values))
+    fed = form.resized(feeds, length)
     return {name: array.astype(np.int32) if array.dtype == np.int64 else array for name, array in fed.items()}
 
 

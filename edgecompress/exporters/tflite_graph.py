@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import re
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -22,6 +20,7 @@ from torch import nn
 from edgecompress import plugins
 from edgecompress.errors import ExportError
 from edgecompress.exporters import tflite_file
+from edgecompress.quiet import quiet
 
 Buckets = Mapping[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]
 
@@ -171,8 +170,7 @@ def _quiet() -> Iterator[Any]:
 
     The compiler writes to the process's standard error directly, errors included: they are worth keeping.
     """
-    before, shown = logging.root.manager.disable, os.environ.get("LITERT_TORCH_SHOW_PROGRESS")
-    logging.disable(logging.WARNING)
+    shown = os.environ.get("LITERT_TORCH_SHOW_PROGRESS")
     os.environ["LITERT_TORCH_SHOW_PROGRESS"] = "n"
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -186,8 +184,7 @@ def _quiet() -> Iterator[Any]:
             return os.pread(said.fileno(), 1 << 20, 0).decode(errors="replace")
 
         try:
-            with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-                warnings.simplefilter("ignore")
+            with quiet(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 yield heard
         finally:
             for stream in (sys.stdout, sys.stderr):
@@ -195,7 +192,6 @@ def _quiet() -> Iterator[Any]:
             for number, copy in enumerate(kept, 1):
                 os.dup2(copy, number)
                 os.close(copy)
-            logging.disable(before)
             if shown is None:
                 del os.environ["LITERT_TORCH_SHOW_PROGRESS"]
             else:

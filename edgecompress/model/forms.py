@@ -36,10 +36,10 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Form(ABC):
-    """How an exported file is fed and what it answers.
+class Interface:
+    """How a file is fed and what it answers, whoever made it.
 
-    ``takes`` names the form. ``unit`` is that of the first input's time axis and ``per_second`` how many of them a second
+    ``takes`` names it. ``unit`` is that of the first input's time axis and ``per_second`` how many of them a second
     of audio has, None where no audio goes in.
     """
 
@@ -63,6 +63,21 @@ class Form(ABC):
     def free(self) -> dict[str, str]:
         """Names of the first input's dimensions that may vary, by what they are: ``batch`` and ``length``."""
         return {"batch": str(self.inputs[0].shape[0]), "length": str(self.inputs[0].shape[self.time_axis])}
+
+    def refeed(self, feeds: Mapping[str, np.ndarray], values: np.ndarray) -> Arrays:
+        """The same inputs with another first one, all of which is audio."""
+        return {**feeds, self.input_name: values}
+
+    def resized(self, feeds: Mapping[str, np.ndarray], length: int) -> Arrays:
+        """The same inputs, the first one tiled or cut to a length."""
+        values, axis = feeds[self.input_name], self.time_axis
+        where = np.arange(length) % values.shape[axis]
+        return self.refeed(feeds, np.ascontiguousarray(np.take(values, where, axis=axis)))
+
+
+@dataclass(frozen=True)
+class Form(Interface, ABC):
+    """The interface of a file that is made of a model here, and all that making and judging it takes."""
 
     @abstractmethod
     def module(self, model: Model) -> nn.Module:
@@ -95,9 +110,12 @@ class Form(ABC):
         """
         raise ModelError(f"{model.family} takes {self.unit}, not audio", hint="give inputs of its own kind")
 
-    def refeed(self, feeds: Mapping[str, np.ndarray], values: np.ndarray) -> Arrays:
-        """The same inputs with another first one, all of which is audio."""
-        return {**feeds, self.input_name: values}
+    def noise(self, model: Model, batch: int, length: int, seed: int = 0) -> Arrays:
+        """:meth:`example` as arrays by name, of the types that the file takes."""
+        tensors = self.example(model, batch, length, seed)
+        return {
+            port.name: each.cpu().numpy().astype(port.dtype) for port, each in zip(self.inputs, tensors, strict=True)
+        }
 
     def cut(self, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Of a file's outputs, what is answer and not padding, as :meth:`answer` gives it."""

@@ -15,7 +15,7 @@ from edgecompress.errors import (
     RuntimeMissing,
     Unreachable,
 )
-from edgecompress.job import Export
+from edgecompress.job import Export, calibrates
 from edgecompress.pipeline.state import State
 from edgecompress.records import Artifact, Checkpoint
 
@@ -77,8 +77,17 @@ def _asked(state: State, export: Export, precision: str) -> list[object]:
     form: list[object] = [export.input] if export.input else []
     plain = {"format", "precisions", "input"}
     more = export.model_dump(mode="json", exclude=plain, exclude_defaults=True)
-    calibrated = precision.endswith("-static") or (export.judge is not None and precision != "fp32")
-    return [*form, *([more] if more else []), *([state.clips[0].keys] if calibrated else [])]
+    return [*form, *([more] if more else []), *([state.clips[0].keys] if _hears(export, precision) else [])]
+
+
+def _judged(export: Export, precision: str) -> bool:
+    """Whether a task judges a file: what is not quantised needs none, and a library's defaults are shown as they are."""
+    return export.judge is not None and precision not in ("fp32", "int8-naive")
+
+
+def _hears(export: Export, precision: str) -> bool:
+    """Whether the calibration clips decide what a file is."""
+    return calibrates(precision) or _judged(export, precision)
 
 
 def _export(
@@ -94,8 +103,7 @@ def _export(
     from edgecompress import exporters
 
     options = exporters.Options(export.seconds, export.padded, (), export.for_runtime)
-    calibrated = precision.endswith("-static")
-    heard = [clip.name for clip in state.clips[0]] if calibrated or export.judge else []
+    heard = [clip.name for clip in state.clips[0]] if _hears(export, precision) else []
     exporters.export(
         small, export.format, folder, precision=precision, recipe=record.recipe, clips=state.probe.arrays or None,
         techniques=record.techniques, checkpoint=checkpoint.name, reuse=full, input=export.input, options=options,
@@ -105,7 +113,7 @@ def _export(
 
 
 def _judge(state: State, small: Model, export: Export, precision: str) -> Judge | None:
-    if export.judge is None or precision in ("fp32", "int8-naive"):
+    if not _judged(export, precision):
         return None
     from edgecompress.model.forms import form_of
     from edgecompress.pipeline.judging import judge_of
