@@ -29,7 +29,7 @@ test: $(VENV)/installed-dev-$(KEY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -q
+	$(VENV)/bin/pytest -q -n auto --dist loadfile
 
 test-transformers4: $(VENV4)/installed-dev-$(KEY4)
 	$(VENV4)/bin/pytest -q tests/test_model*.py

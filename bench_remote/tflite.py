@@ -56,16 +56,27 @@ def tflite(path: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     def run(feeds: Feeds) -> Feeds:
         arrays = {name: numpy.asarray(array) for name, array in feeds.items()}
         chosen = _choose(buckets, arrays)
+        arrays = {name: _narrowed(name, array, chosen.inputs.get(name)) for name, array in arrays.items()}
         padded = {name: _padded(array, chosen.time_axis(name), chosen.length) for name, array in arrays.items()}
         if not chosen.any_length:
             return chosen.run(padded)
         said = chosen.inputs[LENGTHS]
         size = next(array.shape[axis] for array, axis in chosen.along_time(arrays))
-        lengths = arrays.get(LENGTHS, numpy.full(said["shape"], size))
-        padded[LENGTHS] = lengths.astype(said["dtype"])  # 32 bits in the file, 64 wherever torch or numpy made them
+        padded[LENGTHS] = arrays.get(LENGTHS, numpy.full(said["shape"], size)).astype(said["dtype"])
         return _cut(chosen.run(padded))
 
     return run, about
+
+
+def _narrowed(name: str, array: Any, said: dict[str, Any] | None) -> Any:
+    """Whole numbers as the file takes them: 32 bits there, 64 wherever torch or numpy made them."""
+    import numpy
+
+    if said is None or array.dtype != numpy.int64 or said["dtype"] != numpy.int32:
+        return array
+    if array.size and max(abs(int(array.min())), int(array.max())) > numpy.iinfo(numpy.int32).max:
+        raise BadInput(f"{name} has numbers that do not fit in the 32 bits that the file takes")
+    return array.astype(numpy.int32)
 
 
 def _module() -> tuple[Any, str]:

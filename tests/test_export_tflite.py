@@ -14,7 +14,7 @@ from torch import nn
 from bench_remote import tensors
 from bench_remote.tflite import tflite as device_function
 from edgecompress.errors import ExportError
-from edgecompress.exporters import Options, Order, tflite_file, tflite_graph
+from edgecompress.exporters import Options, Order, export, tflite_file, tflite_graph
 from edgecompress.exporters.parity import distances, tolerance_of
 from edgecompress.exporters.tflite import TfliteExporter
 from edgecompress.exporters.tflite_versions import GREATEST_2_14
@@ -90,6 +90,30 @@ def test_lengths_may_say_that_less_of_a_row_is_audio(file: Path, frames: Frames)
     loud = np.concatenate([noise(60), 100 * noise(40, seed=1)], axis=1)
     said = run({"input_values": loud, "lengths": np.array([60])})["logits"]
     assert np.abs(said - said_by_torch(frames, noise(60))).max() < 1e-5
+
+
+def test_whole_numbers_of_64_bits_are_taken_where_they_fit_in_the_files_32(file: Path) -> None:
+    run, _ = device_function(str(file), {"threads": 1})
+    wide, narrow = ({"input_values": noise(60), "lengths": np.array([60], dtype)} for dtype in (np.int64, np.int32))
+    np.testing.assert_array_equal(run(wide)["logits"], run(narrow)["logits"])
+    with pytest.raises(tensors.BadInput, match="lengths has numbers that do not fit in the 32 bits"):
+        run({"input_values": noise(60), "lengths": np.array([2**32 + 60])})
+
+
+def test_counting_adds_no_trace_of_its_own_because_it_is_done_in_32_bits(frames: Frames) -> None:
+    named = tflite_graph.Named(frames, *NAMES)
+    values, lengths = torch.randn(1, 40), torch.tensor([40], dtype=torch.int32)
+    program = torch.export.export(named, (), {"input_values": values, "lengths": lengths})
+    counted = [node for node in program.graph.nodes if "arange" in str(node.target)]
+    assert counted
+    assert {node.meta["val"].dtype for node in counted} == {torch.int32}
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_tokens_and_images_are_taken_as_torch_takes_them(family: str, tmp_path: Path) -> None:
+    artifact = export(tiny(family), "tflite", tmp_path / "made")
+    assert [tensor.dtype for tensor in artifact.inputs] == (["int32"] * 2 if family == "bert" else ["float32"])
+    assert artifact.lineage["signatures"] == (["tokens_40"] if family == "bert" else ["images"])
 
 
 def test_a_length_beyond_the_largest_is_refused_and_the_buckets_are_named(file: Path) -> None:

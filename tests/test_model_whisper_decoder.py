@@ -13,6 +13,8 @@ import torch
 from edgecompress import paths
 from edgecompress.audio import read_clip
 from edgecompress.errors import ModelError
+from edgecompress.exporters import Order, Written, export
+from edgecompress.exporters.onnx import OnnxExporter
 from edgecompress.model import Model, load
 from edgecompress.model.decoding import greedy_tokens, rules
 from edgecompress.model.decoding import transcribe as in_torch
@@ -224,3 +226,14 @@ def test_the_rules_of_a_transcript_are_what_the_folder_says() -> None:
     found = rules(model)
     assert (found.prompt, found.end, found.never, found.never_first) == ((3, 4), 2, (1,), (2, 5))
     assert found.positions == CAPACITY
+
+
+def test_a_decoder_whose_folder_names_no_tokens_is_refused_before_it_is_converted(tmp_path: Path) -> None:
+    class Untouched(OnnxExporter):
+        def write(self, order: Order) -> Written:
+            raise AssertionError("converted")
+
+    model = tiny("whisper", head="ForConditionalGeneration")
+    with pytest.raises(ModelError, match="which token asks for text without time stamps"):
+        export(model, folder=tmp_path / "made", input="step", exporter=Untouched())
+    assert not (tmp_path / "made").exists()

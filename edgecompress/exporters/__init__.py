@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgecompress.exporters.accuracy import Judge, Say
     from edgecompress.exporters.parity import Runner
     from edgecompress.model import Model
+    from edgecompress.transcript import Rules
 
 WRITES_TEXT = ("step", "fixed_step")  # forms whose file needs rules and a tokenizer beside it to become words
 WORDS = ("rules.json", "tokenizer.json")
@@ -136,6 +137,7 @@ def export(
     from edgecompress import cost
     from edgecompress.exporters import golden, lineage
     from edgecompress.exporters.tracing import evaluating
+    from edgecompress.model.decoding import rules
     from edgecompress.model.forms import can_be_padded, form_of
 
     exporter = exporter or plugins.find("exporters", format)()
@@ -146,6 +148,7 @@ def export(
             hint=plugins.nearest(precision, list(exporter.precisions)),
         )
     form = form_of(model, input, padded=options.padded or (exporter.always_padded and can_be_padded(model)))
+    words = rules(model) if form.takes in WRITES_TEXT else None
     facts = lineage.facts(model, recipe, techniques)
     asked = lineage.shape_options(options)
     full = lineage.matching_fp32(
@@ -159,8 +162,8 @@ def export(
         order, written, checked = _proven(exporter, order, clips or (), judge, say)
         bytes_written = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
         kept = golden.write(model, precision, beside, clips, form, written)
-        if form.takes in WRITES_TEXT:
-            _carry_words(model, beside)
+        if words is not None:
+            _carry_words(words, model, beside)
         seconds = kept.audio.golden_seconds if kept.audio else None
         artifact = Artifact(
             name=name or f"{recipe or model.origin.source.name}-{exporter.format}-{precision}",
@@ -230,13 +233,11 @@ def _proven(
     return order, opened[0], checked.model_copy(update={"scores": scores})
 
 
-def _carry_words(model: Model, folder: Path) -> None:
+def _carry_words(words: Rules, model: Model, folder: Path) -> None:
     """What an app needs to turn a decoder's answers into text: how a transcript starts and ends, and the tokenizer."""
     from dataclasses import asdict
 
-    from edgecompress.model.decoding import rules
-
-    records.write_text(folder / WORDS[0], records.canonical_json(asdict(rules(model))) + "\n")
+    records.write_text(folder / WORDS[0], records.canonical_json(asdict(words)) + "\n")
     tokenizer = model.origin.extra_files.get(WORDS[1])
     if tokenizer is not None:
         records.write_text(folder / WORDS[1], tokenizer)

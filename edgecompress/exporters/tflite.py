@@ -41,7 +41,7 @@ class TfliteExporter:
         from edgecompress.exporters import tflite_file, tflite_graph
 
         old = _for_old(order.options.for_runtime)
-        buckets = {f"{order.form.unit}_{length}": length for length in order.lengths() or [_usual_length(order)]}
+        buckets = {_name(order.form, length): length for length in order.lengths() or [_usual_length(order)]}
         calibration = _calibration(order, buckets) if order.precision == "int8-static" else None
         file = order.folder / MODEL_FILE
         if order.precision == "fp32":
@@ -118,6 +118,11 @@ def _takes_lengths(form: Form) -> bool:
     return any(port.name == "lengths" for port in form.inputs)
 
 
+def _name(form: Form, length: int) -> str:
+    """Of a signature: the device tells a bucket by the number at its end. Images have no time to pad, and no number."""
+    return f"{form.unit}_{length}" if form.time_axis else form.unit
+
+
 def _usual_length(order: Order) -> int:
     per_second, most = order.form.per_second, order.model.max_seconds
     if per_second is None:
@@ -129,7 +134,7 @@ def _write_fp32(order: Order, buckets: Mapping[str, int], file: Path) -> None:
     from edgecompress.exporters import tflite_graph
 
     form, model = order.form, order.model
-    for length in buckets.values():
+    for length in buckets.values() if form.time_axis else ():
         shape = form.example(model, 1, length)[0].shape
         found = next((axis for axis, size in enumerate(shape) if axis and size == length), None)
         if found != form.time_axis:

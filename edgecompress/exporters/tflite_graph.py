@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from edgecompress import plugins
 from edgecompress.errors import ExportError
@@ -37,6 +38,21 @@ FIRST_MATRIX = r"(?:^|[;/])feature_projection(?:$|[;/])"  # as the convolutions:
 ALWAYS_FLOAT = (r"(?:^|;)module/log_mel(?:$|[;/])", r"^module(?:;(?:module|\d*))*$")
 
 
+class SmallIntegers(TorchFunctionMode):
+    """``arange`` counts in 32 bits where no type is asked for, as the file will.
+
+    litert-torch would change such a node itself, and then trace the whole graph a fourth time for it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.arange and all(isinstance(each, int) for each in args):
+            kwargs["dtype"] = kwargs.get("dtype") or torch.int32
+        return func(*args, **kwargs)
+
+
 class Named(nn.Module):
     """A module whose inputs and outputs go by names: they become those of a signature."""
 
@@ -46,7 +62,8 @@ class Named(nn.Module):
         self.train(module.training)
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        said = self.module(*(inputs[name] for name in self.inputs))
+        with SmallIntegers():
+            said = self.module(*(inputs[name] for name in self.inputs))
         return dict(zip(self.outputs, [said] if isinstance(said, torch.Tensor) else said, strict=True))
 
 
@@ -61,7 +78,7 @@ def convert(buckets: Buckets, input_names: Sequence[str], output_names: Sequence
     Raises:
         ExportError: litert-torch cannot lower the module; its last words are in the message.
     """
-    with _quiet() as heard:
+    with _quiet() as heard, _uncollected():
         import litert_torch
 
         converter: Any = None
@@ -82,7 +99,7 @@ def convert(buckets: Buckets, input_names: Sequence[str], output_names: Sequence
             ) from cause
         finally:
             del converter
-            gc.collect()
+    gc.collect()
 
 
 def quantize(
@@ -162,6 +179,18 @@ def refuse_unknown(full: Path, float_nodes: Sequence[str]) -> None:
 def _pattern(scope: str) -> str:
     """``3/attention`` is found in ``encoder/3/attention/q_proj;1`` and not in ``encoder/13/attention``."""
     return rf"(?:^|[;/]){re.escape(scope)}(?:$|[;/])"
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector, which walks hundreds of thousands of live graph nodes again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
