@@ -1,7 +1,7 @@
 """Every family, dense and compressed in every way, in every format at every precision: what works, how near to torch.
 
     python -m benchmarks.export_matrix [--size tiny|base] [--only 'hubert*'] [--formats onnx,tflite] [--jobs 2]
-                                       [--output benchmarks/export_matrix]
+                                       [--output runs/export_matrix]
 
 A cell is a pass with its figures (greatest relative error, least cosine, bytes, seconds) or a Failure with its reason.
 Cells are appended to OUTPUT.jsonl as they are filled, and those that are there are not filled again, so a run that was
@@ -151,7 +151,7 @@ def cells_of(formats: list[str]) -> Iterator[tuple[str, str, str]]:
         exporter = plugins.find("exporters", name)
         for length in ("free", "1 s") if name == "openvino" else ("buckets",) if name == "tflite" else ("free",):
             for precision in exporter.precisions:
-                if precision != "int8-naive":  # there to be compared with, not to be used
+                if not precision.endswith("-naive"):  # there to be compared with, not to be used
                     yield name, precision, length
 
 
@@ -349,11 +349,13 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="pattern of a subject, or of subject|shape")
     parser.add_argument("--formats", default="")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/export_matrix"))
+    parser.add_argument("--output", type=Path, help="runs/export_matrix, or runs/export_matrix-base")
     parser.add_argument("--again", action="store_true", help="fill failed cells again")
     asked = parser.parse_args()
     formats = asked.formats.split(",") if asked.formats else plugins.names("exporters")
-    store = asked.output.with_suffix(".jsonl")
+    output = asked.output or Path("runs/export_matrix" if asked.size == "tiny" else f"runs/export_matrix-{asked.size}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    store = output.with_suffix(".jsonl")
     there = [cell["key"] for cell in read(store) if cell["passed"] or not asked.again]
     rows = [
         (subject.name, shape, asked.size, formats, there, str(store))
@@ -373,9 +375,9 @@ def main() -> None:
         for number, (subject, shape) in enumerate((s, p) for s in SUBJECTS for p in SHAPES)
     }
     cells.sort(key=lambda cell: order[cell["subject"], cell["shape"]])
-    asked.output.with_suffix(".md").write_text(table(cells), encoding="utf-8")
+    output.with_suffix(".md").write_text(table(cells), encoding="utf-8")
     failed = sum(not cell["passed"] for cell in cells)
-    print(f"{len(cells)} cells, {failed} failures; {asked.output.with_suffix('.md')}")
+    print(f"{len(cells)} cells, {failed} failures; {output.with_suffix('.md')}")
 
 
 def read(store: Path) -> list[Cell]:

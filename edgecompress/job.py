@@ -163,7 +163,7 @@ class Measure(Table):
 
 def calibrates(precision: str) -> bool:
     """Whether a precision takes the ranges of activations from audio."""
-    return precision.endswith("-static")
+    return "-static" in precision
 
 
 def describe(step: Any) -> dict[str, Any]:

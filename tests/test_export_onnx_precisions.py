@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgecompress import audio
 from edgecompress.errors import ExportError
 from edgecompress.exporters import Options, export, onnx_file
 from edgecompress.exporters.onnx import OnnxExporter
@@ -24,7 +25,7 @@ from edgecompress.model import Model
 from edgecompress.records import Artifact
 from tests.models import noise_clip, tiny
 
-OTHERS = tuple(each for each in OnnxExporter.precisions if each not in ("fp32", "int8-naive"))
+OTHERS = tuple(each for each in OnnxExporter.precisions if each != "fp32" and not each.endswith("-naive"))
 CLIPS = [noise_clip(1.0, seed=seed) for seed in range(3)]
 FLOAT_NODE = "encoder.layers.1.feed_forward.output_dense"
 
@@ -270,6 +271,16 @@ def test_an_edit_drops_what_no_output_needs_and_sorts_the_rest() -> None:
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Abs", "Neg"]
     assert not model.graph.initializer
+
+
+@pytest.mark.parametrize(("format", "naive"), [("openvino", "int8-static-naive"), ("tflite", "int8-naive")])
+def test_other_libraries_defaults_are_there_to_compare_with(format: str, naive: str, tmp_path: Path) -> None:
+    model = tiny("whisper")
+    hears = {"calibration_clips": audio.synthetic(3, 2.0, seed=1).arrays}
+    told = export(model, format, tmp_path / "naive", precision=naive, **hears)
+    assert told.quantized_nodes
+    with pytest.raises(ExportError, match=f"{naive} leaves no part in fp32"):
+        export(model, format, tmp_path / "a", precision=naive, options=Options(float_nodes=("encoder/0",)), **hears)
 
 
 def test_the_naive_precision_is_the_librarys_own_and_says_what_it_did(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def export(
         format: name of an exporter.
         folder: where the artifact goes; an old one is replaced, and stays if this fails.
         precision: ``fp32``, or what else the exporter offers: ``fp16``, ``int8`` (dynamic), ``int8-static``,
-            ``int8-weights``, ``int4-weights``, ``int8-naive`` (a library's defaults, to compare with).
+            ``int8-weights``, ``int4-weights``; ``int8-naive``, ``int8-static-naive`` (a library's defaults, to compare with).
         input: ``waveform`` or ``features``, where a family has both forms: MelHuBERT makes its log-mel frames inside
             unless told otherwise.
         options: fixed lengths, a lengths input, what stays in fp32, an older runtime to be read by.

@@ -99,7 +99,7 @@ def controlled(
 
 def front_end_in_fp32(exporter: Exporter, order: Order) -> tuple[Order, Opened] | None:
     """Write again with the front end in fp32; None where there is none that could stay, or nothing else is left."""
-    if order.precision in ("fp32", "fp16", "int8-naive"):
+    if order.precision in ("fp32", "fp16") or order.precision.endswith("-naive"):
         return None
     with _beside(exporter, order) as (order, _):
         names, kept = exporter.quantizable(_full(order)), order.options.float_nodes

@@ -24,11 +24,14 @@ COMPUTED_IN = "f32"
 
 
 class OpenVinoExporter:
-    """OpenVINO: fp32, fp16 weights, int8 with dynamic or calibrated activations, int8 or int4 weights alone."""
+    """OpenVINO: fp32, fp16 weights, int8 with dynamic or calibrated activations, int8 or int4 weights alone.
+
+    int8-static-naive is what ``nncf.quantize`` makes by its own defaults, to compare with.
+    """
 
     format = "openvino"
     runtime = "openvino"
-    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4-weights")
+    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4-weights", "int8-static-naive")
     always_padded = False
 
     def write(self, order: Order) -> Written:
@@ -53,7 +56,7 @@ class OpenVinoExporter:
             made = openvino.Core().read_model(str(order.full))
         else:
             made = graph.converted(order.model, order.form, order.folder, lengths[0] if lengths else None)
-        feeds = order.calibration() if order.precision == "int8-static" else []
+        feeds = order.calibration() if "-static" in order.precision else []
         made = graph.at_precision(made, order.precision, order.form, feeds, order.options.float_nodes)
         return graph.write(made, order.precision, order.form, file, order.metadata)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
 INTEGERS = ("i8", "u8", "i4", "u4")
+NAIVE = "int8-static-naive"
 ON_THE_WAY = (
     "Convert",
     "Subtract",
@@ -74,7 +75,7 @@ def at_precision(
     feeds: Sequence[Mapping[str, np.ndarray]],
     float_nodes: Sequence[str] = (),
 ) -> Any:
-    """The fp32 model at one of the exporter's precisions; ``feeds`` are needed for ``int8-static`` alone.
+    """The fp32 model at one of the exporter's precisions; ``feeds`` are needed for ``int8-static`` and its naive form alone.
 
     Raises:
         ExportError: nothing was quantised, ``float_nodes`` has an unknown name, or ``feeds`` do not fit the inputs.
@@ -84,6 +85,8 @@ def at_precision(
     runtime()
     import nncf
 
+    if precision == NAIVE and float_nodes:
+        raise ExportError(f"openvino {NAIVE} leaves no part in fp32", hint="use int8-static")
     known = {node.get_friendly_name() for node in products(made)}
     for name in float_nodes:
         if name not in known:
@@ -91,8 +94,10 @@ def at_precision(
     left = sorted({*float_nodes, *_of_spectra(made)})
     ignored = nncf.IgnoredScope(names=left) if left else None
     with _quiet():
-        if precision == "int8-static":
-            fitting = [_fitting(made, form, each) for each in feeds]
+        fitting = [_fitting(made, form, each) for each in feeds]
+        if precision == NAIVE:
+            quantized = nncf.quantize(made, nncf.Dataset(fitting))
+        elif precision == "int8-static":
             quantized = nncf.quantize(
                 made,
                 nncf.Dataset(fitting),
@@ -215,7 +220,7 @@ def write(made: Any, precision: str, form: Interface, file: Path, metadata: Mapp
     }
     if group:
         lineage["dynamic_quantization_group_size"] = group
-    if precision == "int8-static":
+    if "-static" in precision:
         lineage["fake_quantize"] = sum(node.get_type_name() == "FakeQuantize" for node in nodes)
     counted = sum(weights_of(node) in INTEGERS for node in products(made))
     return Written(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.tflite"
 USUAL_SECONDS = 5.0
 OLD, NEW = "tflite-runtime", "ai-edge-litert"
-INTEGER = ("int8", "int8-static", "int8-weights")
+INTEGER = ("int8", "int8-static", "int8-weights", "int8-naive")
 
 
 class TfliteExporter:
@@ -28,12 +28,13 @@ class TfliteExporter:
 
     int8: matrix products and convolutions have int8 weights, and inputs quantised at run time. int8-static: the matrix
     products' inputs are quantised by calibration instead. Norms, softmax and GELU stay in float. int8-weights and fp16:
-    only weights are smaller, and are computed with in float. A form without lengths takes its fixed lengths only.
+    only weights are smaller, and are computed with in float. int8-naive is the default recipe of ai-edge-quantizer for
+    int8 with dynamic ranges, to compare with. A form without lengths takes its fixed lengths only.
     """
 
     format = "tflite"
     runtime = "tflite"
-    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights")
+    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int8-naive")
     always_padded = True
 
     def write(self, order: Order) -> Written:

@@ -119,9 +119,11 @@ def quantize(
     Raises:
         ExportError: a float node that is not there, or nothing was left to quantise.
     """
+    if precision == "int8-naive" and float_nodes:
+        raise ExportError("tflite int8-naive leaves no part in fp32", hint="use int8")
     refuse_unknown(full, float_nodes)
     with _quiet():
-        from ai_edge_quantizer import qtyping, quantizer
+        from ai_edge_quantizer import qtyping, quantizer, recipe
         from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
         work = quantizer.Quantizer(str(full))
@@ -139,6 +141,8 @@ def quantize(
             for kind in QUANTIZED_KINDS:
                 fine = row_scales or kind != "FULLY_CONNECTED"
                 work.add_dynamic_config(".*", name(kind), 8, rows if fine else whole)
+        elif precision == "int8-naive":
+            work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
         elif precision == "int8-weights":
             for kind in QUANTIZED_KINDS:
                 work.add_weight_only_config(".*", name(kind), 8)
@@ -146,7 +150,7 @@ def quantize(
             work.add_static_config(".*", name.FULLY_CONNECTED, 8, 8)
             work.add_dynamic_config(".*", name.CONV_2D, 8)
             work.add_dynamic_config(FIRST_MATRIX, name.FULLY_CONNECTED, 8, rows if row_scales else whole)
-        kept = () if precision == "fp16" else ALWAYS_FLOAT
+        kept = () if precision in ("fp16", "int8-naive") else ALWAYS_FLOAT
         for scope in (*kept, *map(_pattern, float_nodes)):
             work.update_quantization_recipe(scope, name.ALL_SUPPORTED, None, AlgorithmName.NO_QUANTIZE)
         ranges = work.calibrate(_iterable(calibration or {}), num_threads=CALIBRATION_THREADS) if calibration else None

@@ -82,7 +82,7 @@ def _asked(state: State, export: Export, precision: str) -> list[object]:
 
 def _judged(export: Export, precision: str) -> bool:
     """Whether a task judges a file: what is not quantised needs none, and a library's defaults are shown as they are."""
-    return export.judge is not None and precision not in ("fp32", "int8-naive")
+    return export.judge is not None and precision != "fp32" and not precision.endswith("-naive")
 
 
 def _hears(export: Export, precision: str) -> bool:

@@ -40,6 +40,7 @@ SYMBOLS = {
     "int8-weights": "star",
     "int4-weights": "pentagon",
     "int8-naive": "x",
+    "int8-static-naive": "cross",
 }
 LOG_FROM = 8.0  # a linear axis squeezes everything into a corner when the range is wider
 

@@ -9,7 +9,7 @@ from edgecompress.records import FileCost, Measurement
 from edgecompress.report.caveats import Caveat
 from edgecompress.stats import Estimate
 
-PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4-weights", "int8-naive")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4-weights", "int8-naive", "int8-static-naive")
 Metric = tuple[str, str]  # (task, metric)
 
 
