@@ -227,7 +227,13 @@ def _exported(
             format,
             folder,
             **asked,
-            judge=_judge(model, takes, audio, (16_000,) * 3 if seconds == (1.0,) else (32_000, 8_000, 719, 400)),
+            judge=_judge(
+                model,
+                takes,
+                audio,
+                sizes=(16_000,) * 3 if seconds == (1.0,) else (32_000, 8_000, 719, 400),
+                noise=(16_000,) * 2 if seconds == (1.0,) and "-static" not in precision else (),
+            ),
         )
 
 
@@ -239,8 +245,11 @@ def _noise(model: Any, takes: str | None) -> list[dict[str, Any]]:
     return [form.noise(model, 1, form.trace_length(model), seed) for seed in range(4)]
 
 
-def _judge(model: Any, takes: str | None, clips: list[Any], sizes: tuple[int, ...]) -> Any:
-    """What cannot bear eight bits stays in fp32: the least cosine to torch over short clips may be 0.02 below 1."""
+def _judge(model: Any, takes: str | None, clips: list[Any], sizes: tuple[int, ...], noise: tuple[int, ...]) -> Any:
+    """What cannot bear eight bits stays in fp32: the least cosine to torch over short clips may be 0.02 below 1.
+
+    Noise is heard too where parity will ask for as much on it, in a file that has one length alone.
+    """
     import numpy as np
 
     from edgecompress.exporters.accuracy import Judge
@@ -249,6 +258,7 @@ def _judge(model: Any, takes: str | None, clips: list[Any], sizes: tuple[int, ..
 
     form = form_of(model, takes)
     feeds = [form.feeds(model, np.resize(clip, size)) for clip, size in zip(clips, sizes, strict=False)]
+    feeds += [form.noise(model, 1, size, seed) for seed, size in enumerate(noise)]
     wanted = [form.answer(model, each) for each in feeds]
 
     def score(run: Any) -> float:
