@@ -116,6 +116,15 @@ def test_tokens_and_images_are_taken_as_torch_takes_them(family: str, tmp_path: 
     assert artifact.lineage["signatures"] == (["tokens_40"] if family == "bert" else ["images"])
 
 
+def test_half_precision_leaves_what_makes_log_mel_frames_in_float(tmp_path: Path) -> None:
+    export(tiny("melhubert"), "tflite", tmp_path / "made", precision="fp16", options=Options(seconds=(1.0,)))
+    graph = tflite_file.read(tmp_path / "made" / "model.tflite").subgraphs[0]
+    spectra = {257, 514}  # sizes of the power spectrum and of the transform behind it
+    halves = [each for each in graph.tensors if tflite_file.type_name(each) == "FLOAT16"]
+    assert halves
+    assert not [each.name for each in halves if spectra & set(each.shape)]
+
+
 def test_a_length_beyond_the_largest_is_refused_and_the_buckets_are_named(file: Path) -> None:
     run, _ = device_function(str(file), {"threads": 1})
     with pytest.raises(tensors.BadInput, match=r"161 long.* 1 to 160 \(buckets: 40, 80, 160\)"):
