@@ -51,6 +51,20 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def require_room(file: Path, size: int) -> None:
+    """For writers that end the process where a disk is full: take ``size`` bytes for ``file``, and give them back.
+
+    Raises:
+        OSError: there is no room, or no quota, for so much.
+    """
+    handle, path = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        os.posix_fallocate(handle, 0, size)
+    finally:
+        os.close(handle)
+        os.unlink(path)
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A fresh folder beside ``path`` that becomes ``path`` when the block ends well, and vanishes when it does not.

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from edgecompress import plugins
+from edgecompress.disk import require_room
 from edgecompress.errors import ExportError
 from edgecompress.exporters import tflite_file
 from edgecompress.quiet import quiet
@@ -32,6 +33,7 @@ Buckets = Mapping[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]
 QUANTIZED_KINDS = ("FULLY_CONNECTED", "CONV_2D")
 CASTED_KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 CALIBRATION_THREADS = 2
+GRAPH_BYTES = 1 << 19  # HuBERT base: 0.14 MB of operators, names and shapes
 FIRST_MATRIX = r"(?:^|[;/])feature_projection(?:$|[;/])"  # as the convolutions: MelHuBERT's reads the input itself
 # Always float: what makes log-mel frames of samples (a power spectrum spans more than 8 bits: cosine .92 against .999 on
 # 400 samples; in half precision 2.2e-2 of the greatest value on a quiet clip, against 6e-4), and what else the form
@@ -83,6 +85,7 @@ def convert(buckets: Buckets, input_names: Sequence[str], output_names: Sequence
         import litert_torch
 
         converter: Any = None
+        made: Any = None
         for name, (module, tensors) in buckets.items():
             inputs = {
                 each: tensor.to(torch.int32) if tensor.dtype == torch.int64 else tensor
@@ -91,7 +94,11 @@ def convert(buckets: Buckets, input_names: Sequence[str], output_names: Sequence
             add = litert_torch.signature if converter is None else converter.signature
             converter = add(name, Named(module, input_names, output_names).eval(), sample_kwargs=inputs)
         try:
-            converter.convert(lightweight_conversion=True).export(str(file))
+            made = converter.convert(lightweight_conversion=True)
+            require_room(file, _bytes_of(buckets))  # the compiler ends the process, without a word, where there is none
+            made.export(str(file))
+        except OSError:
+            raise
         except Exception as cause:
             said = [line for line in heard().splitlines() if "error" in line.lower()]
             first = (said or str(cause).strip().splitlines() or [type(cause).__name__])[0][:300]
@@ -99,8 +106,18 @@ def convert(buckets: Buckets, input_names: Sequence[str], output_names: Sequence
                 f"litert-torch cannot convert this model: {first}", hint="export it to ONNX or OpenVINO"
             ) from cause
         finally:
-            del converter
+            made = converter = None
     gc.collect()
+
+
+def _bytes_of(buckets: Buckets) -> int:
+    """About what the file will take: each weight once, in float32, and a graph for every bucket."""
+    weights = {
+        tensor.data_ptr(): 4 * tensor.numel()
+        for module, _ in buckets.values()
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(weights.values()) + len(buckets) * GRAPH_BYTES
 
 
 def quantize(
