@@ -135,7 +135,7 @@ def test_a_process_opens_a_file_and_runs_as_many_inferences_as_it_is_told_to(con
     block = contestant.block(7)
     assert len(block["ns"]) == 7
     assert min(block["ns"]) > 0
-    assert 0 <= block["others"] <= 1.5
+    assert block["others"] >= 0
     assert block["peak_rss_bytes"] >= contestant.told["rss_bytes"]
 
 

@@ -139,6 +139,33 @@ def test_three_lengths_share_the_weights_of_one(file: Path, frames: Frames, tmp_
     assert file.stat().st_size < 1.1 * single.stat().st_size
 
 
+def products_of_constants(file: Path) -> int:
+    model, found = tflite_file.read(file), 0
+    for graph in model.subgraphs:
+        known = {int(each) for operator in graph.operators for each in operator.outputs} | set(graph.inputs)
+        kinds = [(tflite_file.kind_of(model, operator), operator.inputs) for operator in graph.operators]
+        found += sum(kind == "MUL" and not known & set(inputs) for kind, inputs in kinds)
+    return found
+
+
+def test_what_would_be_scaled_at_each_inference_is_scaled_once(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 1, "intermediate_size": 64}
+    model, file = tiny("hubert", **sizes), tmp_path / "model.tflite"
+    form = form_of(model, padded=True)
+    names = [port.name for port in form.inputs], [port.name for port in form.outputs]
+    with evaluating(model):
+        tflite_graph.convert({"samples_16000": (form.module(model), form.example(model, 1, 16_000))}, *names, file)
+    assert products_of_constants(file)  # the scale of the queries, and why the rest is needed
+    before = file.stat().st_size
+    tflite_file.finish(file, {})
+    assert not products_of_constants(file)
+    assert file.stat().st_size < before + 10_000
+    run, _ = device_function(str(file), {"threads": 1})
+    feeds = form.feeds(model, noise_clip(0.7))
+    wanted = form.answer(model, feeds)["last_hidden_state"]
+    assert distances(form.cut(run(feeds), feeds)["last_hidden_state"], wanted)["relative"] < 1e-5
+
+
 def test_a_signature_has_the_names_it_was_given_and_the_file_its_metadata(file: Path) -> None:
     tables = tflite_file.read(file)
     found = tflite_file.signatures(tables)

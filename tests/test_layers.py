@@ -35,7 +35,8 @@ ROOMS: dict[str, set[str]] = {
     "cost": set(),
     "training": {"audio", "paths"},
     "techniques": {"cost", "job", "training"},  # the driver notes the cost before and after each step; rounds recover
-    "exporters": {"cost", "plain", "quiet"},  # an artifact's record has its cost; files made elsewhere
+    # an artifact's record has its cost; files made elsewhere; room on the disk; how a decoder's answers become words
+    "exporters": {"cost", "disk", "plain", "quiet", "transcript"},
     "tasks": {"audio", "paths"},
     "runtimes": set(),
     "devices": set(),

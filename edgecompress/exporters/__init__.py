@@ -227,7 +227,7 @@ def _proven(
         order, opened = retreated
         why["front_end_in_fp32"] = str(refused)
         checked = certificate()
-        scores = [judge.record(judge.score(opened[1]))] if judge is not None else []
+        scores = [judge.record(judge.value(opened[1]))] if judge is not None else []
     if judge is None and order.precision != "fp32" and (told := accuracy.fidelity(order, opened, clips)):
         scores.append(told)
     return order, opened[0], checked.model_copy(update={"scores": scores})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecompress.errors import ExportError
-from edgecompress.exporters.converting import written_and_opened
+from edgecompress.exporters.converting import converting, written_and_opened
 from edgecompress.exporters.order import Order, Written
 from edgecompress.exporters.parity import distances, fitted, within
 
@@ -55,6 +55,15 @@ class Judge:
         """How much worse than torch a score is; negative where it is better."""
         return self.reference - value if self.higher_is_better else value - self.reference
 
+    def value(self, run: Runner) -> float:
+        """The file's score.
+
+        Raises:
+            ExportError: the runtime failed on a clip; the cause is chained.
+        """
+        with converting(f"{self.task} cannot be scored", "try another format or precision"):
+            return self.score(run)
+
     def record(self, value: float) -> dict[str, Any]:
         """What the certificate keeps."""
         return {
@@ -80,7 +89,7 @@ def controlled(
     Raises:
         ExportError: the score is out of reach with anything quantised at all.
     """
-    value = judge.score(first[1])
+    value = judge.value(first[1])
     limit = judge.tolerated_drop
     if limit is None or judge.drop(value) <= limit:
         return order, first, value
@@ -197,7 +206,7 @@ def _fewest(
         count = (low + high) // 2
         names = tuple(name for group in ranked[:count] for name in group)
         try:
-            value = judge.score(_try(exporter, order, names, place))
+            value = judge.value(_try(exporter, order, names, place))
         except ExportError:  # what is left cannot be quantised by itself
             high = count - 1
             continue

@@ -60,13 +60,14 @@ def write(model: Any, file: Path, bytes_expected: int = 0) -> None:
 
 
 def finish(file: Path, metadata: Mapping[str, str]) -> Any:
-    """Share equal weights, shorten names, say which operator versions are needed, put the metadata in.
+    """Fold what is left to fold, share equal weights, shorten names, say which operator versions are needed, put the metadata in.
 
     Signatures that were converted together keep a copy each of what the converter folds for them. Answers the tables.
     """
     beside = file.with_suffix(".finished")
     try:
         model = read(file)
+        fold_products_of_constants(model)
         share_equal_buffers(model)
         shorten_names(model)
         require_row_scales(model)
@@ -77,6 +78,78 @@ def finish(file: Path, metadata: Mapping[str, str]) -> Any:
     finally:
         beside.unlink(missing_ok=True)
     return read(file)
+
+
+def fold_products_of_constants(model: Any) -> None:
+    """Multiply once what the file would multiply at every inference, and drop what nothing reads then.
+
+    litert-torch leaves the scale of an attention's queries beside their weights where several signatures share them:
+    each inference then scales them anew, and no runtime packs or quantises what is computed.
+    """
+    for index, subgraph in enumerate(model.subgraphs):
+        made = {int(each) for operator in subgraph.operators for each in operator.outputs} | set(subgraph.inputs)
+        left = []
+        for operator in subgraph.operators:
+            found = None if made & set(operator.inputs) else _product(model, subgraph, operator)
+            if found is None:
+                left.append(operator)
+                continue
+            number = int(operator.outputs[0])
+            subgraph.tensors[number].buffer = _new_buffer(model, found)
+            made.discard(number)
+        if len(left) < len(subgraph.operators):
+            subgraph.operators = left
+            _drop_unread(model, index)
+    read_still = {int(tensor.buffer) for subgraph in model.subgraphs for tensor in subgraph.tensors}
+    read_still |= {int(entry.buffer) for entry in model.metadata or []}
+    for number, buffer in enumerate(model.buffers):
+        if number not in read_still:
+            buffer.data = None
+
+
+def _product(model: Any, subgraph: Any, operator: Any) -> np.ndarray | None:
+    """What a MUL of two float32 constants comes to, in the shape of its output; None for any other operator."""
+    if kind_of(model, operator) != "MUL" or operator.builtinOptions.fusedActivationFunction:
+        return None
+    tensors = [subgraph.tensors[int(each)] for each in operator.inputs]
+    stored = [model.buffers[int(each.buffer)].data for each in tensors]
+    if any(type_name(each) != "FLOAT32" for each in tensors) or any(each is None or not len(each) for each in stored):
+        return None
+    left, right = (
+        np.frombuffer(np.asarray(data, np.uint8).tobytes(), np.float32).reshape(_shape(tensor))
+        for data, tensor in zip(stored, tensors, strict=True)
+    )
+    return (left * right).reshape(_shape(subgraph.tensors[int(operator.outputs[0])]))
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
+
+
+def _new_buffer(model: Any, values: np.ndarray) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def _drop_unread(model: Any, number: int) -> None:
+    """Take the tensors that nothing reads or writes any more out of a subgraph, and number the others anew."""
+    subgraph = model.subgraphs[number]
+    read_still = {int(each) for operator in subgraph.operators for each in (*operator.inputs, *operator.outputs)}
+    read_still |= {int(each) for each in (*subgraph.inputs, *subgraph.outputs)}
+    kept = sorted(read_still - {-1})
+    anew = {old: new for new, old in enumerate(kept)} | {-1: -1}
+    subgraph.tensors = [subgraph.tensors[old] for old in kept]
+    for each in (subgraph, *subgraph.operators):
+        each.inputs = np.array([anew[int(old)] for old in each.inputs], np.int32)
+        each.outputs = np.array([anew[int(old)] for old in each.outputs], np.int32)
+    for signature in model.signatureDefs or []:
+        if signature.subgraphIndex == number:
+            for port in (*(signature.inputs or []), *(signature.outputs or [])):
+                port.tensorIndex = anew[int(port.tensorIndex)]
 
 
 def share_equal_buffers(model: Any) -> None:

@@ -98,8 +98,11 @@ def of_runner(
     form = form_by_inputs(model, takes)
 
     def run(inputs: torch.Tensor) -> torch.Tensor:
-        feeds = form.refeed({}, inputs.numpy())
-        return torch.from_numpy(form.cut(runner(feeds), feeds)[gives])
+        rows = []
+        for row in inputs.split(1):  # a file may take one clip at a time
+            feeds = form.refeed({}, row.numpy())
+            rows.append(torch.from_numpy(form.cut(runner(feeds), feeds)[gives]))
+        return torch.cat(rows)
 
     return Subject(model, run, takes=form.takes)
 
