@@ -22,7 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "disk": set(),
     "quiet": set(),
     "schema": {"disk"},
-    "records": {"disk", "schema"},
+    "records": {"disk", "phases", "schema"},
+    "phases": {"schema"},
     "paths": set(),
     "plain": set(),
     "audio": set(),
@@ -40,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "tasks": {"audio", "paths"},
     "runtimes": set(),
     "devices": set(),
-    "session": {"devices", "plain", "runtimes"},
+    "session": {"devices", "phases", "plain", "runtimes"},
     "stats": set(),
     "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
     "report": {"stats"},

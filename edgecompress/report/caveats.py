@@ -33,6 +33,7 @@ TITLES = {
     "golden-unchecked": "No golden output was checked on the device",
     "throttled": "A throttle flag came on while measuring",
     "clock-drop": "The clock, its limit or its governor changed while measuring",
+    "smoke": "A smoke test: it ran, and its numbers are compared with nothing",
     "few-samples": "Too few samples to say much",
     "unstable": "Unstable samples",
     "drift": "Latency drifts within a repetition",
@@ -72,7 +73,13 @@ def of_measurement(measurement: Measurement) -> list[Caveat]:
         *_clock(measurement),
         *_surroundings(measurement),
         *_told(measurement),
+        *_level(measurement),
     ]
+
+
+def _level(measurement: Measurement) -> Iterator[Caveat]:
+    if measurement.plan.get("level") == "smoke":
+        yield Caveat("smoke", "one process, two seconds", True)
 
 
 def _golden(measurement: Measurement) -> Iterator[Caveat]:
