@@ -18,6 +18,7 @@ from edgecompress.disk import whole_folder as whole_folder
 from edgecompress.disk import write_text as write_text
 from edgecompress.schema import Part as Part
 from edgecompress.schema import Record as Record
+from edgecompress.traces import Telemetry as Telemetry
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -288,6 +289,9 @@ class Repetition(Part):
     facts_before: dict[str, Any] = {}
     facts_after: dict[str, Any] = {}
     warnings: list[str] = []
+    clock: dict[str, Any] = {}
+    steady: dict[str, Any] = {}
+    telemetry: list[Telemetry] = []
 
 
 class Measurement(Record):

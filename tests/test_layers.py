@@ -22,7 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "disk": set(),
     "quiet": set(),
     "schema": {"disk"},
-    "records": {"disk", "schema"},
+    "traces": {"schema"},
+    "records": {"disk", "schema", "traces"},
     "paths": set(),
     "plain": set(),
     "audio": set(),
@@ -42,7 +43,9 @@ ROOMS: dict[str, set[str]] = {
     "session": {"devices", "plain", "runtimes"},
     "stats": set(),
     "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
-    "report": {"stats"},
+    "energy": {"traces"},
+    "validity": {"stats"},
+    "report": {"stats", "validity"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }
 ANYTHING = {"pipeline", "doctor", "cli", "__init__"}
