@@ -226,15 +226,15 @@ def other_load(measurement: Measurement) -> Found:
     if over:
         worst = max(over.values(), key=lambda one: one.others + one.stolen)
         text = f"{worst.others:.0%} of a CPU went to other programs and {worst.stolen:.1%} to the host while timing"
-        seen = {"share": worst.others, "stolen": worst.stolen}
-        yield _loaded(text, worst.others + worst.stolen, seen, most, tuple(over), True)
+        shares = {"share": worst.others, "stolen": worst.stolen}
+        yield _loaded(text, worst.others + worst.stolen, shares, most, tuple(over), True)
     if timed:
         return
-    shares = [share for one in measurement.repetitions if (share := _others(measurement, one)) is not None]
-    least = limit("E_OTHER_LOAD", "whole_process")
-    if shares and max(shares) > least:
-        text = f"at least {max(shares):.0%} of a CPU went to other programs or to the host"
-        yield _loaded(text, max(shares), {"share": max(shares)}, least, (), False)
+    least, told = limit("E_OTHER_LOAD", "whole_process"), [_others(measurement, one) for one in measurement.repetitions]
+    share = max((one for one in told if one is not None), default=0.0)
+    if share > least:
+        text = f"at least {share:.0%} of a CPU went to other programs or to the host"
+        yield _loaded(text, share, {"share": share}, least, (), False)
 
 
 def _loaded(
