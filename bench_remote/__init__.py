@@ -17,6 +17,8 @@ The first line of standard input is the job, a JSON object::
     lengths      {tensor: [[axis, length], ...]}          tile or crop before timing
     dims         {dimension name: size}                   for inputs made from shapes
     threads, affinity, repetitions, warmup_s, min_samples, min_seconds, max_seconds, busy_wait_s
+    scenario     "single_stream", "paced_stream" (with hop_s) or "offline" (with batch)
+    passes       after the repetitions: any of "memory_pass" and "operators", each in a process of its own
 
 Standard input then stays open: it is the lifeline. When it ends, the agent kills its own process group, so a lost
 connection leaves nothing behind, not even under a runtime that never prints.
@@ -25,16 +27,23 @@ Events are JSON lines, each with ``event``; those of a repetition carry ``repeti
 
     hello     protocol, pid, pgid, python, identity (what does not change: board, CPU, memory, system)
     facts     when ("before" or "after"), facts (what may change: frequencies, temperatures, load)
-    loaded    load_s, import_s, version, options, inputs, outputs, rss_bytes
+    clock     when ("before" or "after"), loops [{core, iterations, ns}]: see bench_remote.clock
+    loaded    first_load_s, page_cache {state, pages, resident, reason}, load_s (the second, from warm pages), import_s,
+              version, options, inputs, outputs, rss_bytes
     golden    first_inference_s, checks [{output, max_abs, relative, cosine, passed}]
-    warmup    first_inference_s (when nothing golden ran), ns, input
+    warmup    first_inference_s (of the golden input, where there is one), ns, ended, input
     samples   ns (at most SAMPLES_PER_EVENT a line)
+    arrivals  (paced_stream, in the place of samples) scheduled_ns, start_ns, end_ns
+    steady    ended, started_ns, ended_ns (monotonic clock), major_faults, cpu_s
     memory    peak_rss_bytes
+    memory_pass  baseline, loaded, steady (bytes by kind), runs; or absent
+    operators    operators [{op, name, ns of each run}] (at most OPERATORS_PER_EVENT a line), left_out; or absent
     runtime   (probe) name, version or absent
     done      the last word of a good job
     refused   need ("protocol", "runtime", "lock", "disk", "file", "affinity", "job"), message
     failed    kind ("golden", "signal", "exit", "deadline", "memory", "error"), message
 """
 
-PROTOCOL = 1
+PROTOCOL = 2
 SAMPLES_PER_EVENT = 10000
+OPERATORS_PER_EVENT = 500

@@ -20,7 +20,12 @@ from bench_remote.store import JobFolder, Refusal, take_lock
 
 MAX_JOB_BYTES = 1 << 20
 WORKER = "import sys; sys.path.insert(0, sys.argv[1]); from bench_remote.worker import main; main()"
-LAST_WORDS = ("memory", "runtime")  # a worker that ends without one of these, refused or failed, has crashed
+LAST_WORDS = (
+    "memory",
+    "runtime",
+    "memory_pass",
+    "operators",
+)  # a worker that ends without one of these, refused or failed, has crashed
 BAD_ENDS = ("refused", "failed")
 
 
@@ -99,6 +104,10 @@ def _serve(job: dict[str, Any]) -> int:
                 if not _run_worker({"job": job, "folder": folder, "repetition": repetition}):
                     return 1
                 tell("facts", repetition=repetition, when="after", facts=facts.state())
+            for extra in job.get("passes", []):
+                died = _watch(_start({"job": job, "folder": folder, "pass": extra}, job["threads"]))
+                if died:
+                    tell(extra, absent=died["message"])
         held.close()
     tell("done")
     return 0

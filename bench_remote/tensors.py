@@ -133,6 +133,22 @@ def fit(arrays: Arrays, lengths: dict[str, list[list[int]]], filled: dict[str, i
     return fitted
 
 
+def batched(inputs: list[dict[str, Any]], feeds: Arrays, batch: int) -> Arrays:
+    """The arrays repeated along their first axis until there are ``batch`` of them, where the file leaves that free."""
+    import numpy
+
+    wanted = {tensor["name"]: tensor for tensor in inputs}
+    made = {}
+    for name, array in feeds.items():
+        size = array.shape[0] if array.ndim else 0
+        if size != batch:
+            if not size or name not in wanted or not _free(wanted[name], 0):
+                raise BadInput(f"input {name!r} takes a batch of {size or 'no size'} only, asked are {batch}")
+            array = numpy.ascontiguousarray(numpy.resize(array, (batch, *array.shape[1:])))
+        made[name] = array
+    return made
+
+
 def check(inputs: list[dict[str, Any]], feeds: Arrays) -> None:
     """Refuse missing, unknown and misshapen inputs by name, before the runtime says so in its own words."""
     wanted = {tensor["name"]: tensor for tensor in inputs}

@@ -49,6 +49,8 @@ def tflite(path: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "delegates": _delegates(interpreter),
         "buckets": {name: each.length for name, each in signatures.items() if each.length is not None},
     }
+    if options.get("profile"):
+        about["operators_absent"] = "the Python interpreter of LiteRT has no way to read its profiler"
     buckets = sorted(signatures.values(), key=lambda each: each.length or 0)
     about["inputs"] = _inputs(buckets)
     about["outputs"] = _outputs(buckets)

@@ -1,8 +1,9 @@
-"""One repetition in its own process: load, golden check, warm up, time, tell. Or one runtime's import, for a probe."""
+"""One process: a repetition (clock, loads, golden check, warm-up, samples, clock), a pass of its own, or a probe."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -12,10 +13,10 @@ import time
 import traceback
 from typing import Any, Callable
 
-from bench_remote import SAMPLES_PER_EVENT, facts, store, tensors
+from bench_remote import SAMPLES_PER_EVENT, clock, extras, facts, paging, phases, store, tensors
 
 Tell = Callable[..., None]
-MAX_SAMPLES = 20000  # of one repetition: what runs faster than 0.1 ms needs no more
+PASSES = {"memory_pass": extras.memory_pass, "operators": extras.operators}
 PR_SET_PDEATHSIG = 1
 
 
@@ -28,7 +29,7 @@ class Failure(Exception):
 
 
 def main() -> None:
-    """Read ``{"job", "folder", "repetition"}`` from standard input and tell events on what was standard output."""
+    """Read ``{"job", "folder", "repetition" or "pass"}`` from standard input; tell events on what was standard output."""
     tell = _private_output()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # outlives nobody: not even a supervisor killed by OOM
     order = json.loads(sys.stdin.buffer.readline().decode("utf-8"))
@@ -36,6 +37,8 @@ def main() -> None:
     try:
         if job["action"] == "probe":
             _probe(order["runtime"], job["site"], tell)
+        elif "pass" in order:
+            _pass(order["pass"], job, order["folder"], tell)
         else:
             _measure(job, order["folder"], lambda event, **more: tell(event, repetition=order["repetition"], **more))
     except store.Refusal as why:
@@ -84,32 +87,100 @@ def _probe(runtime: dict[str, str], site: str, tell: Tell) -> None:
 
 
 def _measure(job: dict[str, Any], folder: str, tell: Tell) -> None:
-    if job["affinity"]:
-        try:
-            os.sched_setaffinity(0, job["affinity"])
-        except (OSError, ValueError) as why:
-            raise store.Refusal("affinity", "cannot run on cores {}: {}".format(job["affinity"], why)) from why
-    store.verify(folder, job["files"], job["cache"])  # it also warms the page cache: load_s is never a cold start
-    options = dict(job.get("options", {}), threads=job["threads"])
-    started = time.perf_counter()
-    run, about = _load(job["runtime"], job["site"], os.path.join(folder, job["model"]), options)
-    load_s = time.perf_counter() - started - about["import_s"]
-    rss = facts.memory_bytes("VmRSS")
-    tell("loaded", load_s=max(load_s, 0.0), rss_bytes=rss, **about)
+    _pin(job["affinity"])
+    store.verify(folder, job["files"], job["cache"])
+    before = clock.measure(job["affinity"])
+    tell("clock", when="before", loops=before)
+    run, about = _load_twice(job, folder, tell)
+    _run(job, folder, run, about, tell)
+    peak = facts.memory_bytes("VmHWM")
+    del run
+    gc.collect()  # a pool of threads that still spins would slow the loop down
+    tell("clock", when="after", loops=clock.measure(job["affinity"], before))
+    tell("memory", peak_rss_bytes=peak)
+
+
+def _run(job: dict[str, Any], folder: str, run: Any, about: dict[str, Any], tell: Tell) -> None:
+    """Golden check, warm-up and samples."""
     first_s = _golden(job["golden"], folder, run, about, tell) if job["golden"] else None
     source, feeds, heard = _feeds(job, folder, about)
+    if job.get("scenario") == "offline":
+        feeds = tensors.batched(about["inputs"], feeds, job["batch"])
     tensors.check(about["inputs"], feeds)
     if first_s is None:
-        first_s = _timed(run, feeds) / 1e9
+        first_s = phases.timed(lambda: run(feeds)) / 1e9
     described: dict[str, Any] = {"source": source, "shapes": {name: list(array.shape) for name, array in feeds.items()}}
     if heard is not None:
         described["audio_samples"] = int(feeds[heard].shape[-1])
-    warmup = _repeat(run, feeds, 1, job["warmup_s"], max(job["warmup_s"], job["max_seconds"]))
-    tell("warmup", first_inference_s=first_s, ns=warmup, input=described)
-    samples = _repeat(run, feeds, job["min_samples"], job["min_seconds"], job["max_seconds"])
-    for start in range(0, len(samples), SAMPLES_PER_EVENT):
-        tell("samples", ns=samples[start : start + SAMPLES_PER_EVENT])
-    tell("memory", peak_rss_bytes=facts.memory_bytes("VmHWM"))
+    samples, ended = phases.warm_up(lambda: run(feeds), job["warmup_s"], job["max_seconds"])
+    tell("warmup", first_inference_s=first_s, ns=samples, ended=ended, input=described)
+    _steady(job, lambda: run(feeds), tell)
+
+
+def _pin(affinity: list[int]) -> None:
+    if affinity:
+        try:
+            os.sched_setaffinity(0, affinity)
+        except (OSError, ValueError) as why:
+            raise store.Refusal("affinity", f"cannot run on cores {affinity}: {why}") from why
+
+
+def _load_twice(job: dict[str, Any], folder: str, tell: Tell) -> tuple[Any, dict[str, Any]]:
+    """The model loaded from what the disk has, dropped, and loaded again from warm pages: the second one is kept."""
+    path = os.path.join(folder, job["model"])
+    options = dict(job.get("options", {}), threads=job["threads"])
+    page_cache = paging.evict(os.path.join(folder, name) for name in _of_the_model(job))
+    seconds, imported = [], 0.0
+    run: Any = None
+    about: Any = None
+    for _ in range(2):
+        run = about = None
+        gc.collect()
+        started = time.perf_counter()
+        run, about = _load(job["runtime"], job["site"], path, options)
+        seconds.append(max(time.perf_counter() - started - about["import_s"], 0.0))
+        imported = max(imported, about["import_s"])
+    told = dict(about, first_load_s=seconds[0], load_s=seconds[1], import_s=imported, page_cache=page_cache)
+    tell("loaded", rss_bytes=facts.memory_bytes("VmRSS"), **told)
+    return run, about
+
+
+def _of_the_model(job: dict[str, Any]) -> list[str]:
+    """The job's files that the runtime reads: all but inputs and reference outputs."""
+    golden = job["golden"] or {"inputs": {}, "outputs": {}}
+    ours = {*golden["inputs"].values(), *golden["outputs"].values(), *(job["inputs"] or {}).values(), job.get("audio")}
+    return [name for name in job["files"] if name not in ours]
+
+
+def _steady(job: dict[str, Any], run: Callable[[], Any], tell: Tell) -> None:
+    """The timed phase by the job's scenario, told with which bound ended it."""
+    bounds = (job["min_samples"], job["min_seconds"], job["max_seconds"])
+    watch = phases.Watch()
+    if job.get("scenario") == "paced_stream":
+        arrivals, ended = phases.paced(run, job["hop_s"], *bounds)
+        seen = watch.told()
+        few = SAMPLES_PER_EVENT // len(arrivals)
+        for start in range(0, len(arrivals["end_ns"]), few):
+            tell("arrivals", **{name: values[start : start + few] for name, values in arrivals.items()})
+    else:
+        samples, ended = phases.stream(run, *bounds)
+        seen = watch.told()
+        for start in range(0, len(samples), SAMPLES_PER_EVENT):
+            tell("samples", ns=samples[start : start + SAMPLES_PER_EVENT])
+    tell("steady", ended=ended, **seen)
+
+
+def _pass(name: str, job: dict[str, Any], folder: str, tell: Tell) -> None:
+    """A pass of its own; whatever goes wrong in it is its absence, and no failure of the job."""
+    try:
+        _pin(job["affinity"])
+        store.verify(folder, job["files"], job["cache"])
+        path = os.path.join(folder, job["model"])
+        PASSES[name](job, path, _load, lambda about: _feeds(job, folder, about)[1], tell)
+    except store.Refusal as why:
+        tell(name, absent=why.message)
+    except Exception as why:
+        tell(name, absent=f"{type(why).__name__}: {why}"[:500])
 
 
 def _golden(golden: dict[str, Any], folder: str, run: Any, about: dict[str, Any], tell: Tell) -> float:
@@ -152,21 +223,3 @@ def _feeds(job: dict[str, Any], folder: str, about: dict[str, Any]) -> tuple[str
         feeds, name = tensors.hear(about["inputs"], job["dims"], samples)
         return "audio", feeds, name
     return "random", tensors.make(about["inputs"], job["dims"]), None
-
-
-def _timed(run: Any, feeds: dict[str, Any]) -> int:
-    started = time.perf_counter_ns()
-    run(feeds)
-    return time.perf_counter_ns() - started
-
-
-def _repeat(run: Any, feeds: dict[str, Any], least: int, min_seconds: float, max_seconds: float) -> list[int]:
-    """Nanoseconds of each run, until there are ``least`` of them over ``min_seconds``, or ``max_seconds`` are over."""
-    samples: list[int] = []
-    started = time.perf_counter()
-    while len(samples) < MAX_SAMPLES:
-        samples.append(_timed(run, feeds))
-        passed = time.perf_counter() - started
-        if (len(samples) >= least and passed >= min_seconds) or passed >= max_seconds:
-            break
-    return samples

@@ -140,23 +140,31 @@ class Export(Table):
 class Measure(Table):
     """On which devices, and how each repetition (a fresh process) is timed: the fields of ``session.Plan``.
 
-    ``Plan`` holds the limits; a job that asks for what no plan can be is refused before anything starts.
+    ``level`` names a plan; what is given beside it comes in the place of its numbers. ``Plan`` holds the limits; a job
+    that asks for what no plan can be is refused before anything starts.
     """
 
     devices: Annotated[tuple[str, ...], Field(min_length=1)] = ("local",)
+    level: Literal["smoke", "quick", "default", "publish"] = "default"
     threads: Positive = 1
-    repetitions: Positive = 3
+    repetitions: Positive | None = None
     warmup_s: Seconds = 0.5
-    min_samples: Positive = 20
-    min_seconds: Seconds = 2.0
-    max_seconds: Seconds = 20.0
-    timeout_s: Seconds = 600.0
+    min_samples: Positive | None = None
+    min_seconds: Seconds | None = None
+    max_seconds: Seconds | None = None
+    timeout_s: Seconds | None = None
+    cooldown_s: Seconds | None = None
     seconds: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     affinity: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    scenario: Literal["single_stream", "paced_stream", "offline"] = "single_stream"
+    hop_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    batch: Positive = 1
+    memory_pass: bool = True
+    ambient_celsius: Annotated[float | None, Field(allow_inf_nan=False)] = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Measure:
-        if self.min_seconds > self.max_seconds:
+        if None not in (self.min_seconds, self.max_seconds) and self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds:g} is above max_seconds {self.max_seconds:g}")
         return self
 

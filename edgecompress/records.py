@@ -16,6 +16,7 @@ from edgecompress.disk import file_sha256 as file_sha256
 from edgecompress.disk import now as now
 from edgecompress.disk import whole_folder as whole_folder
 from edgecompress.disk import write_text as write_text
+from edgecompress.phases import Arrivals, ClockLoop, MemoryPass, Operators, PageCache, Steady
 from edgecompress.schema import Part as Part
 from edgecompress.schema import Record as Record
 from edgecompress.traces import Telemetry as Telemetry
@@ -277,7 +278,12 @@ class GoldenCheck(Part):
 
 
 class Repetition(Part):
-    """One fresh process on the device. Times in seconds but for the raw samples, which are whole nanoseconds."""
+    """One fresh process on the device. Times in seconds but for the raw samples, which are whole nanoseconds.
+
+    ``load_s`` is the second making of the session, from warm pages; ``first_load_s`` the first one, cold if
+    ``page_cache`` says so (in older records there is only one, from warm pages). ``warmup_ended`` and ``steady.ended``
+    say which bound ended those phases. Of a paced stream ``samples_ns`` count from when each run was due (``arrivals``).
+    """
 
     load_s: float
     first_inference_s: float
@@ -285,17 +291,22 @@ class Repetition(Part):
     samples_ns: list[int]
     peak_rss_bytes: int
     rss_after_load_bytes: int | None = None
+    first_load_s: float | None = None
+    page_cache: PageCache | None = None
+    clock_before: list[ClockLoop] = []
+    clock_after: list[ClockLoop] = []
+    warmup_ended: str | None = None
+    steady: Steady | None = None
+    arrivals: Arrivals | None = None
     golden: list[GoldenCheck] = []
     facts_before: dict[str, Any] = {}
     facts_after: dict[str, Any] = {}
     warnings: list[str] = []
-    clock: dict[str, Any] = {}
-    steady: dict[str, Any] = {}
     telemetry: list[Telemetry] = []
 
 
 class Measurement(Record):
-    """Raw samples of one artifact on one device by one runtime."""
+    """Raw samples of one artifact on one device by one runtime. ``audio_seconds``: of audio in one run, over its batch."""
 
     schema_: Literal["edgecompress.measurement/1"] = Field("edgecompress.measurement/1", alias="schema")
     artifact: str
@@ -314,6 +325,8 @@ class Measurement(Record):
     audio_seconds: float | None
     identity: dict[str, Any]
     repetitions: list[Repetition]
+    memory_pass: MemoryPass | None = None
+    operators: Operators | None = None
     bytes_sent: int
     agent_sha256: str
     protocol: int

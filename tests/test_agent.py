@@ -77,10 +77,10 @@ def workers(child: subprocess.Popen[bytes]) -> list[int]:
 
 def test_a_job_tells_its_events_in_order(started: Any, stranger: Callable[[str, str], str]) -> None:
     told = events_of(started(stranger("doubler", DOUBLER)))
-    expected = ["hello", "facts", "loaded", "warmup", "samples", "memory", "facts", "done"]
+    expected = ["hello", "facts", "clock", "loaded", "warmup", "samples", "steady", "clock", "memory", "facts", "done"]
     assert [event["event"] for event in told] == expected
-    assert len(told[4]["ns"]) == 3
-    assert told[3]["input"] == {"source": "random", "shapes": {"x": [3]}}
+    assert len(told[5]["ns"]) == 3
+    assert told[4]["input"] == {"source": "random", "shapes": {"x": [3]}}
 
 
 def test_a_lost_connection_ends_the_agent_and_its_silent_runtime(started: Any, stranger: Any) -> None:

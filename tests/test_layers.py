@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "quiet": set(),
     "schema": {"disk"},
     "traces": {"schema"},
-    "records": {"disk", "schema", "traces"},
+    "phases": {"schema"},
+    "records": {"disk", "phases", "schema", "traces"},
     "paths": set(),
     "plain": set(),
     "audio": set(),
@@ -40,11 +41,11 @@ ROOMS: dict[str, set[str]] = {
     "tasks": {"audio", "paths"},
     "runtimes": set(),
     "devices": set(),
-    "session": {"devices", "plain", "runtimes"},
+    "session": {"devices", "phases", "plain", "runtimes", "traces"},
     "stats": set(),
     "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
     "energy": {"traces"},
-    "validity": {"stats"},
+    "validity": {"phases", "stats"},
     "report": {"stats", "validity"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }

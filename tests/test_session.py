@@ -11,7 +11,8 @@ from typing import Any
 import numpy
 import pytest
 
-from bench_remote.worker import MAX_SAMPLES
+from bench_remote import PROTOCOL
+from bench_remote.phases import MAX_SAMPLES
 from edgecompress import devices, records, session
 from edgecompress.devices.fake import FakeTransport, Silent, killed
 from edgecompress.errors import (
@@ -27,7 +28,7 @@ from edgecompress.errors import (
 from edgecompress.session import events, feeds, stream
 from tests.device_fixtures import DOUBLER, ONCE, QUICK, write_artifact
 
-HELLO = {"event": "hello", "protocol": 1, "pid": 77, "pgid": 77, "python": "3.11.2", "identity": {}}
+HELLO = {"event": "hello", "protocol": PROTOCOL, "pid": 77, "pgid": 77, "python": "3.11.2", "identity": {}}
 
 
 def fake(*replies: Any) -> devices.Device:

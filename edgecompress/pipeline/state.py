@@ -133,7 +133,7 @@ class State:
         from edgecompress.session import Plan
 
         asked = self.job.measure
-        return Plan(**asked.model_dump(exclude={"devices"})) if asked else Plan()
+        return Plan.of(**asked.model_dump(exclude={"devices"})) if asked else Plan()
 
     @cached_property
     def devices(self) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ TITLES = {
     "cores-changed": "Cores came or went while measuring",
     "clock-step": "The device was suspended while measuring",
     "canary": "A model that should not have changed took another time at the end than at the start",
+    "smoke": "A smoke test: it ran, and its numbers are compared with nothing",
     "few-samples": "Too few samples to say much",
     "unstable": "Unstable samples",
     "drift": "Latency drifts within a repetition",
@@ -67,7 +68,13 @@ class Caveat:
 def of_measurement(measurement: Measurement) -> list[Caveat]:
     """All that one measurement warns of."""
     judged = [Caveat(one.word, one.text, one.voids, one.code) for one in validity.of_measurement(measurement)]
-    return [*judged, *_unchecked(measurement), *_few(measurement), *_surroundings(measurement), *_told(measurement)]
+    others = (_unchecked, _few, _surroundings, _told, _level)
+    return [*judged, *(caveat for look in others for caveat in look(measurement))]
+
+
+def _level(measurement: Measurement) -> Iterator[Caveat]:
+    if measurement.plan.get("level") == "smoke":
+        yield Caveat("smoke", "one process, two seconds", True)
 
 
 def _unchecked(measurement: Measurement) -> Iterator[Caveat]:

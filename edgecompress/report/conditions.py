@@ -26,9 +26,18 @@ def _parts(measurement: Measurement) -> dict[str, str]:
         "runtime": f"{measurement.runtime} {measurement.runtime_version}",
         "seconds": canonical_json(plan.get("seconds")),
         "cores": canonical_json(plan.get("affinity") or []),
+        "scenario": _scenario(plan),
         "options": canonical_json(measurement.options),
         "identity": canonical_json([measurement.identity.get(name) for name in IDENTITY]),
     }
+
+
+def _scenario(plan: dict[str, Any]) -> str:
+    """How runs follow each other, in words; what was measured before there were scenarios is a single stream."""
+    told = str(plan.get("scenario", "single_stream")).replace("_", " ")
+    if plan.get("hop_s") is not None:
+        told += f" every {plain(plan['hop_s'])} s"
+    return f"{told}, batches of {plain(plan['batch'])}" if plan.get("batch", 1) != 1 else told
 
 
 def labels(measurements: list[Measurement]) -> dict[Key, str]:
@@ -59,6 +68,8 @@ def _told(name: str, measurement: Measurement) -> str:
         return f"{plain(plan['seconds'])} s asked" if plan.get("seconds") is not None else "usual length"
     if name == "cores":
         return f"cores {plain(plan['affinity'])}" if plan.get("affinity") else "any core"
+    if name == "scenario":
+        return _scenario(plan)
     if name == "identity":
         return ", ".join(str(fact(measurement.identity, one)) for one in IDENTITY if measurement.identity.get(one))
     options: dict[str, Any] = {one: text for one, text in measurement.options.items() if one != THREADS}

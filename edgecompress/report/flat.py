@@ -60,6 +60,7 @@ def _timing(timing: Timing | None) -> dict[str, Any]:
     return {
         **_estimate("latency_median", "_ms", timing.latency if timing else None, 1e3),
         "latency_p90_ms": timing.p90.value * 1e3 if timing and timing.p90.value is not None else None,
+        "latency_p95_ms": timing.p95.value * 1e3 if timing and timing.p95.value is not None else None,
         "latency_p99_ms": timing.p99.value * 1e3 if timing and timing.p99.value is not None else None,
         "samples": timing.latency.n if timing else None,
         "repetitions": timing.repetitions if timing else None,

@@ -270,6 +270,7 @@ def _timed(row: Row, measurement: Measurement) -> Row:
     timing = Timing(
         latency=latency,
         p90=stats.percentile(pooled, 0.90),
+        p95=stats.percentile(pooled, 0.95),
         p99=stats.percentile(pooled, 0.99),
         real_time_factor=latency.value / measurement.audio_seconds if measurement.audio_seconds else None,
         peak_rss_bytes=max(repetition.peak_rss_bytes for repetition in measurement.repetitions),

@@ -49,6 +49,7 @@ class Timing:
 
     latency: Estimate
     p90: stats.Percentile
+    p95: stats.Percentile
     p99: stats.Percentile
     real_time_factor: float | None
     peak_rss_bytes: int

@@ -119,6 +119,7 @@ def device_table(rows: list[Row], device: str, metric: Metric | None) -> Table:
         ("threads", "that the runtime was given"),
         ("median, ms", "latency of one inference, with its 95 % interval over repetitions and samples"),
         ("p90, ms", "by the early-stopping rule of MLPerf: needs 64 samples"),
+        ("p95, ms", "by the same rule: needs 130 samples"),
         ("p99, ms", "by the same rule: needs 662 samples"),
         ("speed-up", "dense at the same precision on this device / this, with its 95 % interval"),
         ("against dense", "beyond the interval and beyond 2 %: faster or slower; same: cannot be told apart"),
@@ -147,7 +148,7 @@ def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
     name, *others = _names(row)
     names = [replace(name, small=formats.clean(row.conditions)), *others]
     if timing is None or measurement is None:
-        return [*names, seconds, asked, *[NOTHING] * 8, *told, NOTHING, warnings]
+        return [*names, seconds, asked, *[NOTHING] * 9, *told, NOTHING, warnings]
     counts = sum(len(repetition.samples_ns) for repetition in measurement.repetitions)
     speedup, verdict = timing.speedup, timing.verdict
     return [
@@ -158,6 +159,7 @@ def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
             formats.milliseconds(timing.latency.value), formats.latency_interval(timing.latency), timing.latency.value
         ),
         _percentile(timing.p90.value, timing.p90.needed, timing.latency.value),
+        _percentile(timing.p95.value, timing.p95.needed, timing.latency.value),
         _percentile(timing.p99.value, timing.p99.needed, timing.latency.value),
         Cell(f"{speedup.value:.2f}×", formats.interval(speedup, 2), speedup.value) if speedup else NOTHING,
         Cell(verdict, tone=VERDICTS[verdict], title=VERDICT_TITLES.get(verdict, "")) if verdict else NOTHING,
@@ -178,7 +180,7 @@ def _rules(row: Row) -> str:
 
 def _percentile(value: float | None, needed: int, like: float) -> Cell:
     if value is None:
-        return Cell("n/a", tone="muted", title=f"needs {needed} samples")
+        return Cell(f"n/a (needs {needed})", tone="muted", title=f"needs {needed} samples")
     return Cell(formats.milliseconds(value, like), sort=value)
 
 

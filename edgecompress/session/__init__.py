@@ -13,52 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from bench_remote import PROTOCOL
-from bench_remote.worker import MAX_SAMPLES
 from edgecompress import plain, runtimes
 from edgecompress.devices import Blob, Device, Profile
 from edgecompress.devices.profile import matching
 from edgecompress.errors import RecipeError, RecordError
 from edgecompress.records import Artifact, Measurement, now
 from edgecompress.session import agent, events, feeds
+from edgecompress.session.plan import Plan as Plan
 from edgecompress.session.stream import Collector, follow
 
 Say = Callable[[str], None]
 
 SAMPLE_RATE = 16000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to measure: ``repetitions`` fresh processes, each with warm-up and samples by the device's own clock.
-
-    Sampling ends with ``min_samples`` over ``min_seconds``, or at ``max_seconds``. ``affinity`` pins to cores.
-    ``seconds`` times another audio length than the golden input's, which is tiled or cropped (the golden check comes
-    first all the same). ``timeout_s`` is for the whole job; ``busy_wait_s`` for another session's lock.
-    """
-
-    threads: int = 1
-    repetitions: int = 3
-    warmup_s: float = 0.5
-    min_samples: int = 20
-    min_seconds: float = 2.0
-    max_seconds: float = 20.0
-    timeout_s: float = 600.0
-    seconds: float | None = None
-    affinity: tuple[int, ...] = ()
-    spinning: bool = True
-    busy_wait_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        limits: dict[str, tuple[float, float]] = {
-            "threads": (1, 256), "repetitions": (1, 100), "warmup_s": (0, 600), "min_samples": (1, MAX_SAMPLES),
-            "min_seconds": (0, 3600), "max_seconds": (0, 3600), "timeout_s": (0.1, 86_400), "busy_wait_s": (0, 3600),
-        }  # fmt: skip
-        values = asdict(self)
-        faults = [f"{name} = {values[name]}" for name, (low, high) in limits.items() if not low <= values[name] <= high]
-        if self.seconds is not None and not 0 < self.seconds <= 3600:
-            faults.append(f"seconds = {self.seconds}")
-        if faults:
-            raise RecipeError(f"a plan cannot have {', '.join(faults)}", hint="see edgecompress.session.Plan")
 
 
 @dataclass(frozen=True)
@@ -188,7 +154,7 @@ def _measure(
     blobs = [package, *files.values()]
     put = device.transport.put(device.config.python, device.config.cache, blobs, sending)
     whole = {"golden": None, "inputs": None, "audio": None, "dims": {}, "lengths": {}, "filled": {}} | job
-    whole |= _job(device, put.cache, plan.timeout_s) | _planned(plan)
+    whole |= _job(device, put.cache, plan.timeout_s) | plan.job
     whole |= {"runtime": _spelled(runtime), "files": {name: blob.sha256 for name, blob in files.items()}}
     collector = Collector(progress)
     for event in follow(device, f"{put.cache}/objects/{package.sha256}", whole, plan.timeout_s):
@@ -197,6 +163,8 @@ def _measure(
     board = device.profile or matching(collector.identity)
     if heard := collector.input.get("audio_samples"):
         about = {**about, "audio_seconds": heard / SAMPLE_RATE}
+    if about["audio_seconds"] is not None:
+        about = {**about, "audio_seconds": about["audio_seconds"] * plan.batch}
     return Measurement(
         **about,
         device=device.name,
@@ -209,6 +177,8 @@ def _measure(
         input=collector.input,
         identity=collector.identity,
         repetitions=repetitions,
+        memory_pass=collector.memory_pass,
+        operators=collector.operators,
         bytes_sent=put.bytes_sent,
         agent_sha256=package.sha256,
         protocol=PROTOCOL,
@@ -241,12 +211,6 @@ def _job(device: Device, cache: str, timeout_s: float) -> dict[str, Any]:
         "site": device.config.site,
         "deadline_s": timeout_s,
     }
-
-
-def _planned(plan: Plan) -> dict[str, Any]:
-    names = ("threads", "repetitions", "warmup_s", "min_samples", "min_seconds", "max_seconds", "busy_wait_s")
-    planned = {name: getattr(plan, name) for name in names}
-    return planned | {"affinity": list(plan.affinity), "options": {"spinning": plan.spinning}}
 
 
 def _spelled(runtime: runtimes.Runtime) -> dict[str, str]:

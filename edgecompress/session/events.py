@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from edgecompress.devices.objects import clean
 from edgecompress.errors import AgentFailed
+from edgecompress.phases import Arrivals, ClockLoop, MemoryPass, Operator, PageCache, Steady
 
 MAX_FACTS_CHARACTERS = 64 << 10
 MAX_DEPTH = 6
@@ -51,10 +52,20 @@ class Facts(Event):
     facts: dict[str, Any]
 
 
+class Clock(Event):
+    """The measured clock, before anything or after everything of a repetition."""
+
+    event: Literal["clock"]
+    when: Literal["before", "after"]
+    loops: Annotated[list[ClockLoop], Field(min_length=1, max_length=1024)]
+
+
 class Loaded(Event):
-    """The runtime has loaded the model."""
+    """The runtime has loaded the model, twice."""
 
     event: Literal["loaded"]
+    first_load_s: Seconds | None = None
+    page_cache: PageCache | None = None
     load_s: Seconds
     version: Text
     options: dict[str, Any] = {}
@@ -93,6 +104,7 @@ class Warmup(Event):
     event: Literal["warmup"]
     first_inference_s: Seconds
     ns: Annotated[list[Nanoseconds], Field(max_length=100_000)]
+    ended: Literal["steady", "runs", "seconds"] | None = None
     input: Input
 
 
@@ -101,6 +113,33 @@ class Samples(Event):
 
     event: Literal["samples"]
     ns: Annotated[list[Nanoseconds], Field(max_length=100_000)]
+
+
+class Arrived(Event, Arrivals):
+    """Some of the runs of a paced stream."""
+
+    event: Literal["arrivals"]
+
+
+class SteadyEnded(Event, Steady):
+    """The timed phase is over."""
+
+    event: Literal["steady"]
+
+
+class MemoryTold(Event, MemoryPass):
+    """Memory of a process of its own."""
+
+    event: Literal["memory_pass"]
+
+
+class OperatorsTold(Event):
+    """Some of the operators, or why there are none."""
+
+    event: Literal["operators"]
+    operators: Annotated[list[Operator], Field(max_length=1000)] = []
+    left_out: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    absent: Text | None = None
 
 
 class Memory(Event):
@@ -143,7 +182,22 @@ class Failed(Event):
 
 
 AnyEvent = Annotated[
-    Hello | Facts | Loaded | Golden | Warmup | Samples | Memory | RuntimeFound | Done | Refused | Failed,
+    Hello
+    | Facts
+    | Clock
+    | Loaded
+    | Golden
+    | Warmup
+    | Samples
+    | Arrived
+    | SteadyEnded
+    | Memory
+    | MemoryTold
+    | OperatorsTold
+    | RuntimeFound
+    | Done
+    | Refused
+    | Failed,
     Field(discriminator="event"),
 ]
 _ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)

@@ -20,6 +20,7 @@ from edgecompress.errors import (
     RuntimeMissing,
     Unreachable,
 )
+from edgecompress.phases import Arrivals, MemoryPass, Operators, Steady
 from edgecompress.records import GoldenCheck, Repetition
 from edgecompress.session import events
 
@@ -122,6 +123,9 @@ def _failed(event: events.Failed, timeout_s: float) -> DeviceError:
     return AgentFailed(what, hint=hints.get(event.kind, "the message is the runtime's own"))
 
 
+MAX_OPERATORS = 20_000
+
+
 class Collector:
     """Puts a job's events together into repetitions, and keeps what belongs to the whole job."""
 
@@ -130,6 +134,8 @@ class Collector:
         self.version = ""
         self.options: dict[str, Any] = {}
         self.input: dict[str, Any] = {}
+        self.memory_pass: MemoryPass | None = None
+        self.operators: Operators | None = None
         self._progress = progress
         self._parts: dict[int, dict[str, Any]] = {}
 
@@ -141,20 +147,44 @@ class Collector:
                 self.identity = event.identity
             case events.Facts():
                 part[f"facts_{event.when}"] = event.facts
+            case events.Clock():
+                part[f"clock_{event.when}"] = event.loops
             case events.Loaded():
                 self.version, self.options = event.version, event.options
                 part |= {"load_s": event.load_s, "rss_after_load_bytes": event.rss_bytes}
+                part |= {"first_load_s": event.first_load_s, "page_cache": event.page_cache}
             case events.Golden():
                 part["golden"] = [GoldenCheck(**check.model_dump()) for check in event.checks]
             case events.Warmup():
                 part |= {"first_inference_s": event.first_inference_s, "warmup_ns": event.ns}
+                part["warmup_ended"] = event.ended
                 self.input = event.input.model_dump(exclude_none=True)
             case events.Samples():
                 part["samples_ns"] += event.ns
+            case events.Arrived():
+                told = part.setdefault("arrivals", {name: [] for name in Arrivals.model_fields})
+                for name, values in told.items():
+                    values += getattr(event, name)
+                part["samples_ns"] += event.latencies_ns()
+            case events.SteadyEnded():
+                part["steady"] = Steady(**{name: getattr(event, name) for name in Steady.model_fields})
+            case events.MemoryTold():
+                self.memory_pass = MemoryPass(**{name: getattr(event, name) for name in MemoryPass.model_fields})
+            case events.OperatorsTold():
+                self._take_operators(event)
             case events.Memory():
                 part["peak_rss_bytes"] = event.peak_rss_bytes
         if self._progress and event.event in ("loaded", "golden", "warmup", "memory"):
             self._progress(f"repetition {event.repetition + 1}: {event.event}")
+        elif self._progress and event.event in ("memory_pass", "operators"):
+            self._progress(event.event.replace("_", " "))
+
+    def _take_operators(self, event: events.OperatorsTold) -> None:
+        before = self.operators or Operators()
+        told = [*before.operators, *event.operators]
+        if len(told) > MAX_OPERATORS:
+            raise AgentFailed(f"the device told more than {MAX_OPERATORS} operators", hint="is the device trustworthy?")
+        self.operators = Operators(operators=told, left_out=event.left_out, absent=event.absent)
 
     def repetitions(self, wanted: int) -> list[Repetition]:
         """The repetitions, whole and in order; AgentFailed if the agent said ``done`` without telling them all."""

@@ -61,11 +61,11 @@ def under_voltage(repetition: Repetition) -> Found:
 def clock(repetition: Repetition) -> Found:
     """A clock that fell: by the measured loop, or momentarily under a governor that holds it."""
     kept = limit("E_CLOCK_DROP", "kept")
-    was, now = stored.rates(repetition, "before"), stored.rates(repetition, "after")
-    for core in sorted(was.keys() & now.keys()):
+    was, now = stored.rates(repetition.clock_before), stored.rates(repetition.clock_after)
+    for core in [core for core in was if core in now]:
         if now[core] < kept * was[core]:
             share = now[core] / was[core]
-            on = "" if core == "None" else f" on core {core}"
+            on = "" if core is None else f" on core {core}"
             yield found(
                 "E_CLOCK_DROP", f"the clock loop ran at {share:.0%} of its rate before{on}", {"kept": share}, kept
             )
@@ -264,7 +264,7 @@ def swapped(repetition: Repetition) -> Found:
     """Pages that were swapped: in the timed phase, or at any time between before and after, where it voids nothing."""
     pages = stored.swapped(repetition)
     if pages > limit("E_SWAP", "pages"):
-        yield found("E_SWAP", f"{pages:.0f} pages went to or came from swap while timing", {"pages": pages}, 0)
+        yield found("E_SWAP", f"{pages} pages went to or came from swap while timing", {"pages": pages}, 0)
         return
     before, after = repetition.facts_before, repetition.facts_after
     whole = grown(before.get("swapped_pages"), after.get("swapped_pages"))
@@ -276,6 +276,6 @@ def swapped(repetition: Repetition) -> Found:
 
 def page_faults(repetition: Repetition) -> Found:
     """Pages of the timed process that had to come from disk."""
-    faults = number(stored.steady(repetition).get("major_faults"))
-    if faults and faults > limit("E_MAJFAULT", "faults"):
-        yield found("E_MAJFAULT", f"{faults:.0f} pages had to be read from disk while timing", {"faults": faults}, 0)
+    faults = repetition.steady.major_faults if repetition.steady else 0
+    if faults > limit("E_MAJFAULT", "faults"):
+        yield found("E_MAJFAULT", f"{faults} pages had to be read from disk while timing", {"faults": faults}, 0)

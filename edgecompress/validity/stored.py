@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from edgecompress.phases import ClockLoop
 from edgecompress.records import Measurement, Repetition
-from edgecompress.validity.facts import number, numbers
+from edgecompress.validity.facts import number
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,10 @@ class Load:
         return self.stolen_s / self.seconds
 
 
-def steady(repetition: Repetition) -> dict[str, Any]:
-    """What was told of the timed phase: ``started_ns``, ``ended_ns``, ``cpu_s``, ``major_faults``, ``machine``."""
-    return _dict(getattr(repetition, "steady", None))
-
-
 def column(repetition: Repetition, name: str) -> list[tuple[float, float]]:
     """(nanoseconds, value) of one column of telemetry in the timed phase, in order."""
-    window = numbers(steady(repetition))
-    first, last = window.get("started_ns", 0.0), window.get("ended_ns", float("inf"))
+    timed = repetition.steady
+    first, last = (timed.started_ns, timed.ended_ns) if timed else (0, float("inf"))
     found = []
     for part in repetition.telemetry:
         if name not in part.columns or "ns" not in part.columns:
@@ -58,15 +53,19 @@ def load(repetition: Repetition) -> Load | None:
 
 
 def _by_edges(repetition: Repetition) -> Load | None:
-    told = steady(repetition)
-    edges = _dict(told.get("machine"))
-    was, now, about = numbers(edges.get("before")), numbers(edges.get("after")), numbers(told)
-    hz, seconds = now.get("tick_hz", 0.0), (about.get("ended_ns", 0.0) - about.get("started_ns", 0.0)) / 1e9
-    if not {"busy_ticks", "stolen_ticks"} <= was.keys() & now.keys() or "cpu_s" not in about or hz <= 0 or seconds <= 0:
+    timed = repetition.steady
+    if timed is None or timed.machine_before is None or timed.machine_after is None:
         return None
-    ticks = {name: max(0.0, now[name] - was[name]) / hz for name in ("busy_ticks", "stolen_ticks")}
-    sampler = sum(_gained(repetition, "own_ticks"))
-    return Load(seconds, ticks["busy_ticks"], about["cpu_s"] + sampler, ticks["stolen_ticks"])
+    seconds, hz = (timed.ended_ns - timed.started_ns) / 1e9, timed.machine_after.tick_hz
+    busy = _between(timed.machine_before.busy_ticks, timed.machine_after.busy_ticks)
+    stolen = _between(timed.machine_before.stolen_ticks, timed.machine_after.stolen_ticks)
+    if busy is None or stolen is None or seconds <= 0:
+        return None
+    return Load(seconds, busy / hz, timed.cpu_s + sum(_gained(repetition, "own_ticks")), stolen / hz)
+
+
+def _between(before: int | None, after: int | None) -> int | None:
+    return max(0, after - before) if before is not None and after is not None else None
 
 
 def _by_telemetry(repetition: Repetition) -> Load | None:
@@ -86,31 +85,20 @@ def _gained(repetition: Repetition, name: str) -> list[float]:
     return [max(0.0, told[-1][1] - told[0][1]) / hz] if len(told) > 1 and hz > 0 else []
 
 
-def swapped(repetition: Repetition) -> float:
+def swapped(repetition: Repetition) -> int:
     """Pages that went to or came from swap in the timed phase."""
-    edges = _dict(steady(repetition).get("machine"))
-    was, now = numbers(edges.get("before")), numbers(edges.get("after"))
-    return max(0.0, now.get("swapped_pages", 0.0) - was.get("swapped_pages", 0.0))
+    timed = repetition.steady
+    if timed is None or timed.machine_before is None or timed.machine_after is None:
+        return 0
+    return _between(timed.machine_before.swapped_pages, timed.machine_after.swapped_pages) or 0
 
 
-def rates(repetition: Repetition, when: str) -> dict[str, float]:
-    """Additions per nanosecond of the clock loop, the best of its tries, by core; empty where none was run."""
-    found = {}
-    loops = _dict(getattr(repetition, "clock", None)).get(when)
-    for loop in loops if isinstance(loops, list) else []:
-        told = _dict(loop)
-        tries = [ns for ns in map(number, told.get("ns") or []) if ns and ns > 0]
-        iterations = number(told.get("iterations"))
-        if tries and iterations:
-            found[str(told.get("core"))] = iterations / min(tries)
-    return found
+def rates(loops: list[ClockLoop]) -> dict[int | None, float]:
+    """Additions per nanosecond of the clock loop, the best of its tries, by core."""
+    return {loop.core: loop.iterations / max(1, min(loop.ns)) for loop in loops}
 
 
 def cores(measurement: Measurement) -> list[int]:
     """The cores that the plan pinned to; empty where it pinned to none."""
     told = measurement.plan.get("affinity")
     return [core for core in told if isinstance(core, int)] if isinstance(told, (list, tuple)) else []
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
