@@ -118,6 +118,12 @@ def spare_cores(affinity: list[int], threads: int) -> set[int]:
     return {min(allowed)} if len(allowed) > threads else set()
 
 
+def beside(pid: int, affinity: list[int], threads: int) -> Sampler | None:
+    """A sampler of a process on a core that is not measured; None where there is none to spare."""
+    cores = spare_cores(affinity, threads)
+    return Sampler(pid, cores) if cores else None
+
+
 class Sampler:
     """A running sampler. The caller stops it, or ends: then it ends too."""
 
