@@ -164,7 +164,9 @@ class Measure(Table):
 
     @model_validator(mode="after")
     def _ordered(self) -> Measure:
-        if None not in (self.min_seconds, self.max_seconds) and self.min_seconds > self.max_seconds:
+        if self.min_seconds is None or self.max_seconds is None:
+            return self
+        if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds:g} is above max_seconds {self.max_seconds:g}")
         return self
 

@@ -73,3 +73,70 @@ def test_cores_are_read_as_taskset_reads_them() -> None:
     for wrong in ("7-4", "a", "1,", "-1", "1-2-3"):
         with pytest.raises(RecipeError, match="not core numbers"):
             _cores(wrong)
+
+
+def test_several_lengths_give_one_measurement_each_and_one_table(
+    call: Call, tiny_artifact: Any, tmp_path: Path
+) -> None:
+    artifact, folder = tiny_artifact
+    artifact.write(folder / "artifact.json")
+    answer = call("bench", folder, "--seconds", "2", "--seconds", "5", *QUICK, "-o", tmp_path / "out")
+    assert answer.status == 0
+    head, *rows = answer.out.splitlines()
+    assert "real-time factor" in head
+    assert [line.split()[0] for line in rows[:2]] == ["2", "5"]
+    found = [Measurement.read(file) for file in (tmp_path / "out/measurements").iterdir()]
+    assert sorted(one.audio_seconds or 0 for one in found) == [2.0, 5.0]
+    told = json.loads(call("bench", folder, "--seconds", "2", "--seconds", "5", *QUICK, "--json").out)
+    assert [one["audio_seconds"] for one in told] == [2.0, 5.0]
+
+
+def test_percentiles_are_told_only_where_the_samples_support_them(call: Call, tiny_model: Path) -> None:
+    line = ["--repetitions", "1", "--warmup-s", "0", "--min-seconds", "0", "--min-samples"]
+    lines = call("bench", tiny_model, *line, "64").out.splitlines()
+    told = {words[0]: " ".join(words[1:]) for words in map(str.split, lines) if words}
+    assert told["p90"].endswith("ms")
+    assert (told["p95"], told["p99"]) == ("n/a (needs 130)", "n/a (needs 662)")
+
+
+def test_a_level_is_told_and_a_smoke_test_is_not_comparable(call: Call, tiny_model: Path) -> None:
+    assert "custom" in call("bench", tiny_model, *QUICK).out
+    smoke = call("bench", tiny_model, "--level", "smoke", "--min-seconds", "0", "--warmup-s", "0")
+    assert "smoke (not comparable)" in smoke.out
+    assert "no level is called 'fast'" in call("bench", tiny_model, "--level", "fast").err
+
+
+def test_a_paced_stream_tells_its_misses_and_a_batch_its_throughput(call: Call, tiny_model: Path) -> None:
+    paced = call("bench", tiny_model, "--scenario", "paced_stream", "--hop-s", "0.01", *QUICK)
+    assert "deadline misses" in paced.out
+    assert "inputs/s" in call("bench", tiny_model, "--scenario", "offline", "--batch", "4", *QUICK).out
+    refused = call("bench", tiny_model, "--scenario", "paced_stream", *QUICK)
+    assert refused.is_refused()
+    assert "hop_s" in refused.err
+
+
+def test_operators_are_told_when_asked_for_and_otherwise_why_not(call: Call, tiny_model: Path, stranger: Any) -> None:
+    assert "MatMul" in call("bench", tiny_model, "--profile-operators", *QUICK).out
+    answer = call("bench", tiny_model, "--profile-operators", "--runtime", stranger("doubler", DOUBLER), *QUICK)
+    assert answer.status == 0
+    assert "no profile of operators" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"), [([100, 90], [100], 0.9), ([100], [50, 200], 2.0), ([100], [], None)]
+)
+def test_the_clock_that_is_left_is_the_best_after_over_the_best_before(
+    before: list[int], after: list[int], kept: float | None
+) -> None:
+    from edgecompress.cli.measured import clock_kept
+    from edgecompress.phases import ClockLoop
+    from edgecompress.records import Repetition
+
+    def loops(ns: list[int]) -> list[ClockLoop]:
+        return [ClockLoop(core=0, iterations=1000, ns=ns)] if ns else []
+
+    one = Repetition(
+        load_s=0, first_inference_s=0, warmup_ns=[], samples_ns=[1], peak_rss_bytes=1,
+        clock_before=loops(before), clock_after=loops(after),
+    )  # fmt: skip
+    assert clock_kept(one) == kept

@@ -247,7 +247,7 @@ def test_an_agent_that_cannot_end_itself_is_killed_over_a_second_channel(
 ) -> None:
     monkeypatch.setattr(stream, "GRACE_S", 0.5)
     name = stranger("stopper", "os.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(600)")
-    with pytest.raises(DeviceTimeout, match="last event 'facts'"):
+    with pytest.raises(DeviceTimeout, match="last event 'clock'"):
         session.measure_file(ssh_device(), tiny_model, replace(ONCE, timeout_s=2), runtime=name)
     assert gone(loopback.processes())
 

@@ -155,6 +155,12 @@ def test_metadata_that_is_written_again_replaces_the_old(file: Path) -> None:
     assert [entry.name for entry in tables.metadata].count(b"edgecompress.recipe") == 1
 
 
+def test_the_device_function_says_why_it_has_no_profile_of_operators(file: Path) -> None:
+    _, about = device_function(str(file), {"threads": 1, "profile": "profile"})
+    assert "LiteRT" in about["operators_absent"]
+    assert "operators_absent" not in device_function(str(file), {"threads": 1})[1]
+
+
 def test_the_device_function_tells_versions_buckets_and_free_dimensions(file: Path) -> None:
     assert device_function("", {})[0] is None
     assert device_function("", {})[1]["version"]

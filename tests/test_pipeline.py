@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgecompress import devices, pipeline, session
-from edgecompress.errors import Busy, RecipeError, Unreachable
+from edgecompress.errors import AgentFailed, Busy, RecipeError, Unreachable
 from edgecompress.job import AudioSource, Export, Job, Measure, ModelSource, RandomModel, Recipe, SyntheticAudio
 from edgecompress.pipeline.state import only_run
 from edgecompress.records import Artifact, Checkpoint, Failure, Run
@@ -114,6 +114,21 @@ def test_a_device_that_is_out_is_asked_once_and_every_cell_says_so(job: Job, mon
         ("thin", "Unreachable", "board"),
     }
     assert "nothing answers" in result.report.read_text()
+
+
+def test_between_two_cells_on_a_device_it_cools_down(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    def broken(*arguments: object) -> None:
+        happened.append("measured")
+        raise AgentFailed("golden: another answer")
+
+    board = devices.DeviceConfig(transport="ssh", host="board.example")
+    monkeypatch.setattr(devices, "open_device", lambda name: devices.Device(name, board, _Nowhere()))  # type: ignore[arg-type]
+    monkeypatch.setattr(session, "measure", broken)
+    monkeypatch.setattr(session, "cool_down", lambda plan, say: happened.append(f"cooled {plan.cooldown_s:g} s"))
+    pipeline.run(job.model_copy(update={"measure": Measure(devices=("board",), cooldown_s=7)}))
+    assert happened == ["measured", "cooled 7 s", "measured"]
 
 
 class _Nowhere:

@@ -174,3 +174,9 @@ def test_a_voided_measurement_stays_in_the_table_and_out_of_every_comparison(tmp
     assert (row["comparable"], row["warnings"]) == (False, "throttled under-voltage")
     assert row["latency_median_ms"] > 1000
     assert "of 3 timings" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_smoke_test_is_kept_out_of_every_comparison():
+    smoke = measured().model_copy(update={"plan": {"threads": 2, "level": "smoke"}})
+    assert codes(smoke) == {"smoke": True}
+    assert codes(measured().model_copy(update={"plan": {"threads": 2, "level": "quick"}})) == {}

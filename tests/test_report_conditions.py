@@ -133,3 +133,35 @@ def test_runtimes_are_told_apart_by_name_and_not_by_the_options_that_each_of_the
     third = one.model_copy(update={**openvino, "options": {"precision": "bf16"}})
     told = set(labels([one, other, third]).values())
     assert {"openvino 2026.4.1, f32", "openvino 2026.4.1, bf16"} <= told
+
+
+def test_another_scenario_is_told_apart_and_never_compared(tmp_path: Path) -> None:
+    made.build(tmp_path, made.RECIPES[:6])
+    paced = {"threads": 2, "scenario": "paced_stream", "hop_s": 0.5}
+    again(tmp_path, "heads-1-l1-*-fp32-*-pi4-*", "paced", 1.8, plan=paced)
+    again(tmp_path, "heads-1-l1-*-fp32-*-pi4-*", "tight", 1.0, plan={"threads": 2, "scenario": "single_stream"})
+    told = rows_of(tmp_path, recipe="heads-1-l1", device="pi4", precision="fp32")
+    assert {row["conditions"] for row in told} == {"single stream", "paced stream every 0.5 s"}
+    speedups = {row["conditions"]: row["speedup_over_dense"] for row in told}
+    assert speedups["paced stream every 0.5 s"] is None, "no dense was measured so"
+    assert speedups["single stream"] is not None, "what was measured before there were scenarios is a single stream"
+
+
+def test_batches_are_a_condition_of_their_own() -> None:
+    dense = made.RECIPES[0]
+    alone, eight = (
+        made.measurement("x", dense, "fp32", "pi4", [], plan={"threads": 2, "scenario": "offline", "batch": batch})
+        for batch in (1, 8)
+    )
+    assert set(labels([alone, eight]).values()) == {"offline", "offline, batches of 8"}
+
+
+def test_a_percentile_that_the_samples_do_not_support_says_how_many_it_needs(tmp_path: Path) -> None:
+    made.build(tmp_path, made.RECIPES[:1])
+    report.write(tmp_path)
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "n/a (needs 662)" in text
+    assert "n/a (needs 130)" not in text
+    (first, *_) = report.summary(tmp_path)
+    assert first["latency_p90_ms"] <= first["latency_p95_ms"]
+    assert first["latency_p99_ms"] is None

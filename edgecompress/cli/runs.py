@@ -22,14 +22,31 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the measurement; `report` reads it.")
     ] = None,
+    level: Annotated[
+        str, typer.Option(help="smoke, quick, default or publish: how much is measured; options below come first.")
+    ] = "default",
     threads: Annotated[int, typer.Option(help="Threads the runtime may use.")] = 1,
-    repetitions: Annotated[int, typer.Option(help="Fresh processes.")] = 3,
-    warmup_s: Annotated[float, typer.Option(help="Warm-up in each process, seconds.")] = 0.5,
-    min_samples: Annotated[int, typer.Option(help="At least so many samples in each process ...")] = 20,
-    min_seconds: Annotated[float, typer.Option(help="... over at least so many seconds,")] = 2.0,
-    max_seconds: Annotated[float, typer.Option(help="but no longer than this.")] = 20.0,
-    timeout_s: Annotated[float, typer.Option(help="Limit of the whole measurement, seconds.")] = 600.0,
-    seconds: Annotated[float | None, typer.Option(help="Audio length to time, if not the golden input's.")] = None,
+    repetitions: Annotated[int | None, typer.Option(help="Fresh processes.")] = None,
+    warmup_s: Annotated[float, typer.Option(help="Warm-up in each process, seconds; then until it is steady.")] = 0.5,
+    min_samples: Annotated[int | None, typer.Option(help="At least so many samples in each process ...")] = None,
+    min_seconds: Annotated[float | None, typer.Option(help="... over at least so many seconds,")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="but no longer than this.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Limit of the whole measurement, seconds.")] = None,
+    cooldown_s: Annotated[float | None, typer.Option(help="Wait between two lengths, seconds.")] = None,
+    ambient_celsius: Annotated[float | None, typer.Option(help="Temperature of the room; publish needs it.")] = None,
+    scenario: Annotated[
+        str, typer.Option(help="single_stream, paced_stream (with --hop-s) or offline (with --batch).")
+    ] = "single_stream",
+    hop_s: Annotated[float | None, typer.Option(help="Seconds between two arrivals of a paced stream.")] = None,
+    batch: Annotated[int, typer.Option(help="Inputs in one run, offline.")] = 1,
+    seconds: Annotated[
+        list[float] | None,
+        typer.Option(help="Audio length to time, if not the golden input's; several give one measurement each."),
+    ] = None,
+    memory_pass: Annotated[bool, typer.Option(help="Look at memory in a process of its own.")] = True,
+    profile_operators: Annotated[
+        bool, typer.Option("--profile-operators", help="Time each operator, in a process of its own.")
+    ] = False,
     dim: Annotated[list[str] | None, typer.Option(help="Size of a dimension of a plain file: NAME=SIZE.")] = None,
     inputs: Annotated[Path | None, typer.Option(help="Inputs for a plain file: .npz, or folder of .npy.")] = None,
     audio: Annotated[
@@ -45,33 +62,50 @@ def bench(
     """Measure a model on a device: latency, memory, and whether the device's answer is right."""
     from edgecompress import devices, session
     from edgecompress.audio import read_clip
-    from edgecompress.cli import say
+    from edgecompress.cli import measured, say
     from edgecompress.records import Artifact
 
-    plan = session.Plan(
-        threads=threads, repetitions=repetitions, warmup_s=warmup_s, min_samples=min_samples, min_seconds=min_seconds,
-        max_seconds=max_seconds, timeout_s=timeout_s, seconds=seconds, affinity=_cores(affinity),
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "threads": threads, "repetitions": repetitions, "warmup_s": warmup_s, "min_samples": min_samples,
+        "min_seconds": min_seconds, "max_seconds": max_seconds, "timeout_s": timeout_s, "cooldown_s": cooldown_s,
+        "affinity": _cores(affinity), "scenario": scenario, "hop_s": hop_s, "batch": batch, "memory_pass": memory_pass,
+        "profile_operators": profile_operators, "ambient_celsius": ambient_celsius,
+    }  # fmt: skip
+    lengths: list[float | None] = [*seconds] if seconds else [None]
+    plans = [session.Plan.of(level, **asked, seconds=length) for length in lengths]
     ours = (target / "artifact.json").is_file()
     given = given_inputs(dim or [], inputs, audio)
     _only_for_plain_files(target, ours, {"--inputs": inputs, "--dim": dim, "--audio": audio, "--runtime": runtime})
     samples = read_clip(audio).samples if audio else None
+    written: list[Path] = []
     with devices.open_device(on) as device, say.working(f"measuring {target.name} on {on}") as progress:
-        if ours:
-            artifact = Artifact.read(target / "artifact.json")
-            measurement = session.measure(device, artifact, target, plan, progress)
-        else:
-            measurement = session.measure_file(device, target, plan, given, runtime, progress, samples)
-    if output is not None:
-        stem = target.resolve().name if target.is_dir() else target.stem
-        written = output / "measurements" / f"bench-{stem}-{on}-{_key(measurement)}.json"
-        measurement.write(written)
+        artifact = Artifact.read(target / "artifact.json") if ours else None
+        measurements: list[Measurement] = []
+        for number, plan in enumerate(plans):
+            if number:
+                session.cool_down(plan, progress)
+            if artifact is not None:
+                measurements.append(session.measure(device, artifact, target, plan, progress))
+            else:
+                measurements.append(session.measure_file(device, target, plan, given, runtime, progress, samples))
+            if output is not None:
+                written.append(_written(output, target, on, measurements[-1]))
     if json:
-        say.as_json(measurement.model_dump(by_alias=True, mode="json"))
+        told = [one.model_dump(by_alias=True, mode="json") for one in measurements]
+        say.as_json(told if len(told) > 1 else told[0])
+    elif len(measurements) > 1:
+        measured.told_lengths(measurements)
     else:
-        _told(measurement)
-    if output is not None and not json:
-        print(written)
+        measured.told(measurements[0])
+    for file in [] if json else written:
+        print(file)
+
+
+def _written(output: Path, target: Path, on: str, measurement: Measurement) -> Path:
+    stem = target.resolve().name if target.is_dir() else target.stem
+    file = output / "measurements" / f"bench-{stem}-{on}-{_key(measurement)}.json"
+    measurement.write(file)
+    return file
 
 
 def _key(measurement: Measurement) -> str:
@@ -149,38 +183,6 @@ def _one_each(pairs: list[str]) -> dict[str, int] | None:
         if len(values) > 1:
             raise RecipeError(f"--dim {name}: {len(values)} sizes", hint="one size is timed: measure again for another")
     return {name: values[0] for name, values in found.items()} or None
-
-
-def _told(measurement: Measurement) -> None:
-    """The few numbers that a person at a terminal wants; the report says how sure they are."""
-    import statistics
-
-    from edgecompress.cli import say
-
-    samples = [ns for one in measurement.repetitions for ns in one.samples_ns]
-    median_s = statistics.median(samples) / 1e9
-    rows: list[tuple[str, object]] = [
-        ("device", measurement.device),
-        (
-            "runtime",
-            f"{measurement.runtime} {measurement.runtime_version}, {measurement.plan.get('threads')} thread(s)",
-        ),
-        ("median latency", f"{median_s * 1e3:.3f} ms (n = {len(samples)}, {len(measurement.repetitions)} processes)"),
-        ("fastest, slowest", f"{min(samples) / 1e6:.3f} ms, {max(samples) / 1e6:.3f} ms"),
-        ("peak memory", f"{max(one.peak_rss_bytes for one in measurement.repetitions) / 2**20:.1f} MiB"),
-        ("bytes sent", measurement.bytes_sent),
-    ]
-    shapes = measurement.input.get("shapes", {})
-    rows.insert(2, ("input", ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())))
-    if measurement.audio_seconds:
-        rows.insert(
-            4, ("real-time factor", f"{median_s / measurement.audio_seconds:.4f} on {measurement.audio_seconds:g} s")
-        )
-    checks = [check for one in measurement.repetitions for check in one.golden]
-    rows.append(
-        ("golden output", "right" if checks and all(check.passed for check in checks) else "none to compare with")
-    )
-    say.table(("what", "value"), rows)
 
 
 def report(

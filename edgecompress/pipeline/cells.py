@@ -146,7 +146,9 @@ def _measure_on(state: State, name: str, plan: Plan, waiting: list[tuple[Path, M
         return
     out: EdgeCompressError | None = None
     with devices.open_device(name) as device:
-        for file, one in waiting:
+        for number, (file, one) in enumerate(waiting):
+            if number and out is None:
+                session.cool_down(plan, state.say)
             with state.cell(file.stem, stage="measure", device=name, **one.where):
                 if out is not None:
                     raise out

@@ -125,7 +125,7 @@ def device_table(rows: list[Row], device: str, metric: Metric | None) -> Table:
         ("against dense", "beyond the interval and beyond 2 %: faster or slower; same: cannot be told apart"),
         ("real-time factor", "latency / seconds of audio"),
         ("peak memory, MiB", "greatest resident size of the process (VmHWM)"),
-        ("load, s", "making the runtime's session, median of the repetitions"),
+        ("load, s", "making the runtime's session from warm pages, median of the repetitions"),
         *([(metric_name(metric), "with its 95 % interval")] if metric else []),
         *([("front", f"no other here is as fast and as good in {metric_name(metric)}")] if metric else []),
         ("n", "samples / fresh processes"),

@@ -20,6 +20,7 @@ from edgecompress.errors import RecipeError, RecordError
 from edgecompress.records import Artifact, Measurement, now
 from edgecompress.session import agent, events, feeds
 from edgecompress.session.plan import Plan as Plan
+from edgecompress.session.plan import cool_down as cool_down
 from edgecompress.session.stream import Collector, follow
 
 Say = Callable[[str], None]

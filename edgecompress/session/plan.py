@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,3 +117,13 @@ class Plan:
             "options": {"spinning": self.spinning},
             "passes": [name for name, wanted in passes.items() if wanted],
         }
+
+
+def cool_down(
+    plan: Plan, say: Callable[[str], None] | None = None, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Wait as long as the plan has it before the next measurement on the same device."""
+    if plan.cooldown_s > 0:
+        if say is not None:
+            say(f"cooling down for {plan.cooldown_s:g} s")
+        sleep(plan.cooldown_s)
