@@ -34,10 +34,12 @@ Events are JSON lines, each with ``event``; those of a repetition carry ``repeti
     warmup    first_inference_s (of the golden input, where there is one), ns, ended, input
     samples   ns (at most SAMPLES_PER_EVENT a line)
     arrivals  (paced_stream, in the place of samples) scheduled_ns, start_ns, end_ns
-    steady    ended, started_ns, ended_ns (monotonic clock), major_faults, cpu_s
+    steady    ended, started_ns, ended_ns (monotonic clock), major_faults, cpu_s,
+              machine_before, machine_after (counters of the whole machine: bench_remote.telemetry.machine)
     memory    peak_rss_bytes
     memory_pass  baseline, loaded, steady (bytes by kind), runs; or absent
     operators    operators [{op, name, ns of each run}] (at most OPERATORS_PER_EVENT a line), left_out; or absent
+    telemetry hz, tick_hz, columns, rows (at most 200 a line) of bench_remote.telemetry, after the repetition's process
     runtime   (probe) name, version or absent
     done      the last word of a good job
     refused   need ("protocol", "runtime", "lock", "disk", "file", "affinity", "job"), message

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from bench_remote import PROTOCOL, facts
+from bench_remote import PROTOCOL, facts, telemetry
 from bench_remote.store import JobFolder, Refusal, take_lock
 
 MAX_JOB_BYTES = 1 << 20
@@ -122,9 +122,14 @@ def _probe(job: dict[str, Any], runtime: dict[str, str]) -> None:
 
 def _run_worker(order: dict[str, Any]) -> bool:
     """One repetition; whether it ended well."""
-    died = _watch(_start(order, order["job"]["threads"]))
+    job, repetition = order["job"], order["repetition"]
+    worker = _start(order, job["threads"])
+    sampler = telemetry.beside(worker.pid, job["affinity"], job["threads"])
+    died = _watch(worker)
+    for part in sampler.stop() if sampler else []:
+        tell("telemetry", repetition=repetition, **part)
     if died:
-        tell("failed", repetition=order["repetition"], **died)
+        tell("failed", repetition=repetition, **died)
     return died is None
 
 

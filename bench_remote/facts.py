@@ -5,17 +5,20 @@ A fact that cannot be read is listed under ``absent`` with the reason; nothing i
 
 from __future__ import annotations
 
-import glob
 import os
 import platform
 import re
-import subprocess
 import sys
 from typing import Any, Callable
 
-
-class Absent(Exception):
-    """Why a fact is not there."""
+from bench_remote import disturbances
+from bench_remote.reading import Absent as Absent
+from bench_remote.reading import collect as _collect
+from bench_remote.reading import found as _found
+from bench_remote.reading import policies as _policies
+from bench_remote.reading import read as _read
+from bench_remote.reading import text as _text
+from bench_remote.reading import vcgencmd
 
 
 def identity(root: str = "/") -> dict[str, Any]:
@@ -37,31 +40,6 @@ def memory_bytes(field: str, root: str = "/") -> int:
     if not found:
         raise Absent(f"no {field} in /proc/self/status")
     return int(found.group(1)) * 1024
-
-
-def _collect(root: str, readers: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    absent: dict[str, str] = {}
-    for name, reader in readers.items():
-        try:
-            facts[name] = reader(root)
-        except Absent as why:
-            absent[name] = str(why)
-        except OSError as why:
-            absent[name] = (why.strerror or "unreadable").lower()
-        except (ValueError, IndexError, subprocess.SubprocessError) as why:
-            absent[name] = f"not understood: {why}"
-    facts["absent"] = absent
-    return facts
-
-
-def _read(root: str, path: str) -> str:
-    with open(os.path.join(root, path), encoding="utf-8", errors="replace") as stream:
-        return stream.read(1 << 20)
-
-
-def _text(root: str, path: str) -> str:
-    return _read(root, path).strip("\0\n ")
 
 
 def _model(root: str) -> str:
@@ -125,13 +103,6 @@ def _virtual(root: str) -> bool:
     return bool(flags) or (os.path.exists(tree) and "linux,dummy-virt" in _compatible(root))
 
 
-def _policies(root: str) -> list[str]:
-    found = sorted(glob.glob(os.path.join(root, "sys/devices/system/cpu/cpufreq/policy*")))
-    if not found:
-        raise Absent("no cpufreq on this device")
-    return found
-
-
 def _governor(root: str) -> dict[str, str]:
     return {os.path.basename(policy): _text(policy, "scaling_governor") for policy in _policies(root)}
 
@@ -146,7 +117,7 @@ def _frequency(root: str) -> dict[str, dict[str, int]]:
 
 def _thermal(root: str) -> dict[str, float]:
     """Degrees Celsius by ``<zone>:<type>``; a zone that refuses to be read (some do while asleep) is left out."""
-    zones = sorted(glob.glob(os.path.join(root, "sys/class/thermal/thermal_zone*")))
+    zones = _found(root, "sys/class/thermal/thermal_zone*")
     found = {}
     for zone in zones:
         try:
@@ -160,15 +131,17 @@ def _thermal(root: str) -> dict[str, float]:
 
 def _throttled(root: str) -> str:
     """Raspberry Pi's flags as hexadecimal: bits 0-3 now, bits 16-19 since boot (so compare before and after)."""
-    for path in ("usr/bin/vcgencmd", "opt/vc/bin/vcgencmd"):
-        program = os.path.join(root, path)
-        if os.path.exists(program):
-            answer = subprocess.run([program, "get_throttled"], capture_output=True, timeout=5)
-            found = re.search(rb"throttled=(0x[0-9a-fA-F]+)", answer.stdout)
-            if not found:
-                raise Absent("vcgencmd refused: {}".format(answer.stderr.decode("utf-8", "replace").strip()[:80]))
-            return found.group(1).decode()
-    raise Absent("no vcgencmd: not a Raspberry Pi")
+    try:
+        said = vcgencmd(root, "get_throttled")
+    except Absent:
+        flags = disturbances.throttle_flags(root)
+        if flags is None:
+            raise
+        return flags
+    told = re.search(r"throttled=(0x[0-9a-fA-F]+)", said)
+    if not told:
+        raise Absent(f"vcgencmd said {said.strip()[:80]!r}")
+    return told.group(1)
 
 
 def _cpu_ticks(root: str) -> dict[str, int]:
@@ -207,4 +180,5 @@ STATE: dict[str, Callable[[str], Any]] = {
     "mem_available_bytes": lambda root: _meminfo(root, "MemAvailable"),
     "swapped_pages": _swapped,
     "cpu_ticks": _cpu_ticks,
+    **disturbances.STATE,
 }

@@ -12,6 +12,8 @@ import time
 from statistics import median
 from typing import Any, Callable
 
+from bench_remote import telemetry
+
 Run = Callable[[], Any]
 Clock = Callable[[], int]
 
@@ -114,12 +116,17 @@ class Watch:
     """What the timed phase took of this process: ``told`` by the monotonic clock, major faults and CPU seconds."""
 
     def __init__(self) -> None:
+        self.machine = telemetry.machine()
         self.before = resource.getrusage(resource.RUSAGE_SELF)
         self.started = time.monotonic_ns()
 
     def told(self) -> dict[str, Any]:
-        """``{"started_ns", "ended_ns", "major_faults", "cpu_s"}``; all threads' time in the last."""
+        """``{"started_ns", "ended_ns", "major_faults", "cpu_s", "machine_before", "machine_after"}``.
+
+        ``cpu_s`` is of all threads, ``machine`` as ``telemetry.machine`` tells.
+        """
         ended, after = time.monotonic_ns(), resource.getrusage(resource.RUSAGE_SELF)
         cpu = after.ru_utime + after.ru_stime - self.before.ru_utime - self.before.ru_stime
         faults = after.ru_majflt - self.before.ru_majflt
-        return {"started_ns": self.started, "ended_ns": ended, "major_faults": faults, "cpu_s": max(cpu, 0.0)}
+        told = {"started_ns": self.started, "ended_ns": ended, "major_faults": faults, "cpu_s": max(cpu, 0.0)}
+        return dict(told, machine_before=self.machine, machine_after=telemetry.machine())

@@ -38,14 +38,27 @@ class PageCache(Part):
     reason: Text = ""
 
 
+class Machine(Part):
+    """Counters of the whole machine since boot, in ticks of which ``tick_hz`` are a second; None where it tells none."""
+
+    busy_ticks: Monotonic | None = None
+    stolen_ticks: Monotonic | None = None
+    swapped_pages: Monotonic | None = None
+    tick_hz: Annotated[int, Field(gt=0, le=100_000)]
+
+
 class Steady(Part):
-    """The timed phase: which bound ended it, when by the monotonic clock, major faults and CPU seconds of the process."""
+    """The timed phase: which bound ended it, when by the monotonic clock, major faults and CPU seconds of the process,
+    and the whole machine's counters right before and after.
+    """
 
     ended: Literal["enough", "max_seconds", "max_samples"]
     started_ns: Monotonic
     ended_ns: Monotonic
     major_faults: Count
     cpu_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+    machine_before: Machine | None = None
+    machine_after: Machine | None = None
 
 
 class Arrivals(Part):

@@ -19,6 +19,7 @@ from edgecompress.disk import write_text as write_text
 from edgecompress.phases import Arrivals, ClockLoop, MemoryPass, Operators, PageCache, Steady
 from edgecompress.schema import Part as Part
 from edgecompress.schema import Record as Record
+from edgecompress.traces import Telemetry as Telemetry
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -301,6 +302,7 @@ class Repetition(Part):
     facts_before: dict[str, Any] = {}
     facts_after: dict[str, Any] = {}
     warnings: list[str] = []
+    telemetry: list[Telemetry] = []
 
 
 class Measurement(Record):

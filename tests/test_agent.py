@@ -78,7 +78,7 @@ def workers(child: subprocess.Popen[bytes]) -> list[int]:
 def test_a_job_tells_its_events_in_order(started: Any, stranger: Callable[[str, str], str]) -> None:
     told = events_of(started(stranger("doubler", DOUBLER)))
     expected = ["hello", "facts", "clock", "loaded", "warmup", "samples", "steady", "clock", "memory", "facts", "done"]
-    assert [event["event"] for event in told] == expected
+    assert [event["event"] for event in told if event["event"] != "telemetry"] == expected  # only with a core to spare
     assert len(told[5]["ns"]) == 3
     assert told[4]["input"] == {"source": "random", "shapes": {"x": [3]}}
 
@@ -87,7 +87,7 @@ def test_a_lost_connection_ends_the_agent_and_its_silent_runtime(started: Any, s
     child = started(stranger("sleeper", SLEEPER))
     events_of(child, until="loaded")
     tree = [child.pid, *workers(child)]
-    assert len(tree) == 2
+    assert len(tree) >= 2  # the sampler, where a core is to spare
     child.stdin.close()
     assert gone(tree)
 
@@ -127,7 +127,10 @@ def test_peak_memory_is_that_of_the_runtime_s_own_process(started: Any, stranger
     hungry = "ballast = bytearray(300 << 20)\nfor i in range(0, len(ballast), 4096): ballast[i] = 1\ndel ballast\n"
     small = events_of(started(stranger("doubler", DOUBLER)))
     large = events_of(started(stranger("hungry", hungry + DOUBLER.strip())))
-    peak = {name: told[-3]["peak_rss_bytes"] for name, told in (("small", small), ("large", large))}
+    peak = {
+        name: next(event["peak_rss_bytes"] for event in told if event["event"] == "memory")
+        for name, told in (("small", small), ("large", large))
+    }
     assert peak["large"] - peak["small"] > 250 << 20
     assert peak["small"] < 200 << 20
 

@@ -22,8 +22,9 @@ ROOMS: dict[str, set[str]] = {
     "disk": set(),
     "quiet": set(),
     "schema": {"disk"},
-    "records": {"disk", "phases", "schema"},
+    "traces": {"schema"},
     "phases": {"schema"},
+    "records": {"disk", "phases", "schema", "traces"},
     "paths": set(),
     "plain": set(),
     "audio": set(),
@@ -41,10 +42,12 @@ ROOMS: dict[str, set[str]] = {
     "tasks": {"audio", "paths"},
     "runtimes": set(),
     "devices": set(),
-    "session": {"devices", "phases", "plain", "runtimes"},
+    "session": {"devices", "phases", "plain", "runtimes", "traces"},
     "stats": set(),
     "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
-    "report": {"stats"},
+    "energy": {"traces"},
+    "validity": {"phases", "stats"},
+    "report": {"stats", "validity"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }
 ANYTHING = {"pipeline", "doctor", "cli", "__init__"}

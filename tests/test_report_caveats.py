@@ -171,7 +171,8 @@ def test_a_voided_measurement_stays_in_the_table_and_out_of_every_comparison(tmp
         for row in report.summary(tmp_path)
         if (row["recipe"], row["precision"], row["device"]) == ("zeros-30", "fp32", "pi4")
     )
-    assert (row["comparable"], row["warnings"]) == (False, "throttled")
+    assert (row["comparable"], row["warnings"]) == (False, "throttled under-voltage")
+    assert (row["validity"], row["speedup_over_dense"]) == ("E_THROTTLE_FLAG E_UNDERVOLT", None)
     assert row["latency_median_ms"] > 1000
     assert "of 3 timings" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 

@@ -36,7 +36,10 @@ PLAN = session.Plan(
 ROUNDS = 2
 OPSET, IR_VERSION = 17, 9
 # Of the report's caveats those that bear on a ratio of two files of one session.
-TELLING = ("busy", "other-load", "throttled", "clock-drop", "swap", "virtual")
+TELLING = (
+    "busy", "other-load", "throttled", "under-voltage", "power-limit", "clock-drop", "cores-changed", "clock-step",
+    "page-faults", "swap", "virtual",
+)  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -56,6 +59,7 @@ def probe(
     samples: dict[str, list[list[float]]] = {}
     failed: dict[str, str] = {}
     seen: dict[str, str] = {}
+    voided: dict[str, int] = {}
     version = ""
     with tempfile.TemporaryDirectory(prefix="edgecompress-probe-") as folder:
         files = write(Path(folder))
@@ -72,6 +76,9 @@ def probe(
                     continue
                 version = found.runtime_version
                 seen |= _caveats(found)
+                if any(one.invalid for one in caveats.of_measurement(found)):
+                    voided[name] = voided.get(name, 0) + 1
+                    continue
                 samples.setdefault(name, []).extend([[ns / 1e6 for ns in one.samples_ns] for one in found.repetitions])
     runtime = f"{RUNTIME} {version}, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     notes = [f"{caveats.TITLES[code]}: {text}" for code, text in seen.items()]
@@ -80,6 +87,7 @@ def probe(
         notes.append(
             "short runs fit between others' turns and long ones do not: ratios come out too high on a busy device"
         )
+    notes += [f"{name}: {count} of {rounds} rounds do not count" for name, count in voided.items()]
     notes += [f"{name} could not be measured: {why}" for name, why in failed.items()]
     return list(_compared({name: one for name, one in samples.items() if name not in failed}, runtime)), notes
 

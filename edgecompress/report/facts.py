@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.records import Measurement
-from edgecompress.stats import finite
-
-LONGEST = 160
+from edgecompress.validity.facts import cpu_count as cpu_count
+from edgecompress.validity.facts import numbers as numbers
+from edgecompress.validity.facts import plain as plain
+from edgecompress.validity.facts import short
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,6 @@ class Fact:
         return plain(self.value) if self.value is not None else f"unknown: {self.reason}"
 
 
-def plain(value: Any) -> str:
-    """A short text for a value of any shape; a dict whose values are all the same is told by that value."""
-    if isinstance(value, dict):
-        told = [plain(one) for one in value.values()]
-        if told and len(set(told)) == 1:
-            return told[0]
-        return _short(", ".join(f"{key} {text}" for key, text in zip(value, told, strict=True)))
-    if isinstance(value, (list, tuple)):
-        return _short(", ".join(plain(one) for one in value))
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return _short(str(value))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
 def fact(facts: dict[str, Any], name: str) -> Fact:
     """The fact ``name``, or the reason that the device gave for its absence."""
     value = facts.get(name)
@@ -52,14 +35,7 @@ def fact(facts: dict[str, Any], name: str) -> Fact:
         return Fact(value)
     absent = facts.get("absent")
     reason = absent.get(name) if isinstance(absent, dict) else None
-    return Fact(None, _short(str(reason)) if reason else "the device did not say")
-
-
-def numbers(value: Any) -> dict[str, float]:
-    """All numbers in a dict of numbers, by name; empty for anything else."""
-    if not isinstance(value, dict):
-        return {}
-    return {str(name): float(one) for name, one in value.items() if finite(one)}
+    return Fact(None, short(str(reason)) if reason else "the device did not say")
 
 
 def before(measurement: Measurement) -> dict[str, Any]:
@@ -75,15 +51,6 @@ def before(measurement: Measurement) -> dict[str, Any]:
 def threads(measurement: Measurement) -> Fact:
     """How many threads the runtime was given."""
     return fact({**measurement.plan, **measurement.options}, "threads")
-
-
-def cpu_count(facts: dict[str, Any]) -> int | None:
-    """How many CPUs were online, from text such as ``0-3`` or ``0,2-3``."""
-    try:
-        ends = [[int(end) for end in part.split("-")] for part in str(facts["cores_online"]).split(",")]
-    except (KeyError, ValueError):
-        return None
-    return sum(part[-1] - part[0] + 1 for part in ends)
 
 
 def _temperature(facts: dict[str, Any]) -> str:

@@ -180,7 +180,8 @@ def grouped(found: list[tuple[str, Caveat]]) -> list[tuple[str, bool, list[str]]
     """(title, whether it voids measurements, "where: what" lines) in the order of ``TITLES``."""
     lines: dict[str, list[str]] = {}
     for where, caveat in found:
-        lines.setdefault(caveat.code, []).append(f"{where}: {caveat.text}" if where else caveat.text)
+        text = f"{caveat.text} [{caveat.rule}]" if caveat.rule else caveat.text
+        lines.setdefault(caveat.code, []).append(f"{where}: {text}" if where else text)
     invalid = {caveat.code for _, caveat in found if caveat.invalid}
     order = list(TITLES)
     return [(TITLES[code], code in invalid, lines[code]) for code in sorted(lines, key=order.index)]

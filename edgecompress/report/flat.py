@@ -41,6 +41,7 @@ def flat(row: Row, metrics: list[Metric], random_weights: bool) -> dict[str, Any
     values["pareto_front"] = row.pareto
     values["comparable"] = None if row.timing is None else not row.suspect
     values["warnings"] = " ".join(dict.fromkeys(caveat.code for caveat in row.caveats))
+    values["validity"] = " ".join(dict.fromkeys(caveat.rule for caveat in row.caveats if caveat.rule))
     return values
 
 

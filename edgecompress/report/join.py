@@ -306,8 +306,8 @@ def reference_row(row: Row, built: list[Row], precision: str | None) -> Row | No
 
 
 def _compared(row: Row, built: list[Row]) -> Row:
-    """The row with its speed-up over dense of the same precision."""
-    if row.timing is None or row.measurement is None or row.technique == "dense":
+    """The row with its speed-up over dense of the same precision; none where something voids its samples."""
+    if row.timing is None or row.measurement is None or row.technique == "dense" or row.suspect:
         return row
     reference = reference_row(row, built, row.precision)
     if reference is None or reference.measurement is None:

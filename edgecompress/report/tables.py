@@ -137,7 +137,9 @@ def device_table(rows: list[Row], device: str, metric: Metric | None) -> Table:
 def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
     timing, measurement = row.timing, row.measurement
     codes = dict.fromkeys(caveat.code for caveat in row.caveats)
-    warnings = Cell(", ".join(codes) or formats.NOTHING, tone="bad" if row.suspect else "muted")
+    warnings = Cell(
+        ", ".join(codes) or formats.NOTHING, tone="bad" if row.suspect else "muted", title=formats.clean(_rules(row))
+    )
     told = [scored(row.scores.get(metric)), _front(row)] if metric else []
     audio = measurement.audio_seconds if measurement else None
     seconds = Cell(f"{audio:g}", sort=audio) if audio is not None else NOTHING
@@ -168,6 +170,12 @@ def _device_cells(row: Row, metric: Metric | None) -> list[Cell]:
         Cell(f"{counts} / {timing.repetitions}", sort=counts),
         warnings,
     ]
+
+
+def _rules(row: Row) -> str:
+    """The codes behind the warnings; of those that void, what was seen."""
+    rules = {one.rule: f"{one.rule}: {one.text}" if one.invalid else one.rule for one in row.caveats if one.rule}
+    return "; ".join(rules.values())
 
 
 def _percentile(value: float | None, needed: int, like: float) -> Cell:

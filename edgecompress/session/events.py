@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from edgecompress.devices.objects import clean
 from edgecompress.errors import AgentFailed
 from edgecompress.phases import Arrivals, ClockLoop, MemoryPass, Operator, PageCache, Steady
+from edgecompress.traces import Telemetry
 
 MAX_FACTS_CHARACTERS = 64 << 10
 MAX_DEPTH = 6
@@ -149,6 +150,12 @@ class Memory(Event):
     peak_rss_bytes: Bytes
 
 
+class TelemetryTold(Event, Telemetry):
+    """Some rows of what the device did meanwhile."""
+
+    event: Literal["telemetry"]
+
+
 class RuntimeFound(Event):
     """Whether a runtime can be imported."""
 
@@ -194,6 +201,7 @@ AnyEvent = Annotated[
     | Memory
     | MemoryTold
     | OperatorsTold
+    | TelemetryTold
     | RuntimeFound
     | Done
     | Refused

@@ -23,6 +23,7 @@ from edgecompress.errors import (
 from edgecompress.phases import Arrivals, MemoryPass, Operators, Steady
 from edgecompress.records import GoldenCheck, Repetition
 from edgecompress.session import events
+from edgecompress.traces import Telemetry
 
 # The agent ends itself at its deadline; only when it does not (stopped, swapped out) does the host step in.
 GRACE_S = 10.0
@@ -168,6 +169,9 @@ class Collector:
                 part["samples_ns"] += event.latencies_ns()
             case events.SteadyEnded():
                 part["steady"] = Steady(**{name: getattr(event, name) for name in Steady.model_fields})
+            case events.TelemetryTold():
+                rows = Telemetry(**{name: getattr(event, name) for name in Telemetry.model_fields})
+                part.setdefault("telemetry", []).append(rows)
             case events.MemoryTold():
                 self.memory_pass = MemoryPass(**{name: getattr(event, name) for name in MemoryPass.model_fields})
             case events.OperatorsTold():
