@@ -152,9 +152,8 @@ class Campaign:
             if other != subject:
                 found += conditions.differences(first, measurement, passed_over)
         if found:
-            others = ", ".join(dict.fromkeys(first.artifact for first in self.firsts.values()))
             raise RecipeError(
-                f"{measurement.artifact} cannot be compared ({others}): {'; '.join(dict.fromkeys(found))}",
+                f"{measurement.artifact} is not comparable with what ran before it: {'; '.join(dict.fromkeys(found))}",
                 hint="compare what differs in the model alone; after a change of the device begin a new folder",
             )
 
