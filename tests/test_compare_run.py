@@ -172,6 +172,13 @@ def test_a_reboot_and_a_throttle_flag_void_a_block(tmp_path: Path) -> None:
     assert [block.void for block in outcome.blocks[2:]] == [""] * 8
 
 
+def test_samples_of_no_time_void_a_block_and_break_nothing(tmp_path: Path) -> None:
+    held = begin(tmp_path / "out", lambda variant, plan: taken((0,) * 40, variant))
+    outcome = held.carry_out(Rule(budget_s=1))
+    assert {block.void for block in outcome.blocks} == {"the device told samples that took no time"}
+    assert campaign.as_data(held.comparison, outcome)["results"] == []
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [

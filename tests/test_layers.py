@@ -43,14 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "stats": set(),
     "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
     "report": {"stats"},
-    "comparing": {
-        "devices",
-        "plain",
-        "report",
-        "schema",
-        "session",
-        "stats",
-    },  # measures; the report's caveats void a block
+    "comparing": {"devices", "plain", "report", "schema", "session", "stats"},  # the report's caveats void a block
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }
 ANYTHING = {"pipeline", "doctor", "cli", "__init__"}

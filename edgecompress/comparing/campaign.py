@@ -164,6 +164,8 @@ class Campaign:
 
 def _void(taken: Sequence[Measurement], canary: Sequence[Sequence[int]]) -> str:
     """Why a block does not count: a canary that moved, a measurement that its own facts make invalid, a reboot."""
+    if not all(ns > 0 for one in taken for repetition in one.repetitions for ns in repetition.samples_ns):
+        return "the device told samples that took no time"
     reasons = [moved(canary)]
     boots = {measurement.identity.get("boot_id") for measurement in taken} - {None}
     if len(boots) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,13 @@ def _hash(contents: dict[str, str]) -> str:
 def measuring(
     device: Device, variants: Sequence[Target], canary: Target | None, given: Given, say: Callable[[str], None] | None
 ) -> Measure:
-    """How a campaign measures one of these on a device; a canary of its own gets inputs made from its shapes."""
+    """How a campaign measures one of these on a device; a canary of its own gets its own inputs."""
 
     def measure(variant: int | None, plan: Plan) -> Measurement:
         own = variant is None and canary is not None
         chosen = canary if own and canary is not None else variants[variant or 0]
+        if own:
+            plan = replace(plan, seconds=None)
         if chosen.artifact is not None:
             return session.measure(device, chosen.artifact, chosen.path, plan, say)
         fed = Given() if own else given
