@@ -298,3 +298,11 @@ def test_compare_runs_strangers_runtimes(call: Call, tiny_model: Path, stranger:
     name = stranger("doubler", DOUBLER)
     answer = call("compare", tiny_model, tiny_model, "--runtime", name, "--json", *BRIEF)
     assert [one["runtime"] for one in json.loads(answer.out)["variants"]] == [name, name]
+
+
+def test_compare_goes_over_ssh(call: Call, ssh_device: Any, tiny_model: Path, tmp_path: Path) -> None:
+    ssh_device("loopback")
+    answer = call("compare", tiny_model, tiny_model, "--on", "loopback", "-o", tmp_path / "out", *BRIEF)
+    assert answer.status == 0
+    kept = [Measurement.read(path) for path in (tmp_path / "out/sessions").iterdir()]
+    assert {(one.transport, one.device) for one in kept} == {("ssh", "loopback")}
