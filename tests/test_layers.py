@@ -48,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "energy": {"traces"},
     "validity": {"phases", "stats"},
     "report": {"stats", "validity"},
+    "comparing": {"devices", "plain", "report", "schema", "session", "stats"},  # the report's caveats void a block
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }
 ANYTHING = {"pipeline", "doctor", "cli", "__init__"}

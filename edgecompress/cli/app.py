@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecompress.cli import advise, analysis, devices, listing, models, parity, runs, transcribe
+from edgecompress.cli import advise, analysis, comparing, devices, listing, models, parity, runs, transcribe
 
 app = typer.Typer(
     name="edgecompress",
@@ -41,6 +41,8 @@ app.command()(transcribe.transcribe)
 app.command()(analysis.analyze)
 app.command()(advise.advise)
 app.command()(runs.bench)
+app.command()(comparing.compare)
+app.command()(comparing.history)
 app.command()(runs.report)
 app.command()(runs.run)
 app.add_typer(devices.app, name="device")
