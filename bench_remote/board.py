@@ -158,7 +158,7 @@ def thermal_zones(root: str) -> list[dict[str, Any]]:
         for path in _sorted(zone, "trip_point_*_temp"):
             degrees = _number(zone, os.path.basename(path))
             if degrees is not None:
-                trips.append([_maybe(path.replace("_temp", "_type"), "").strip(), degrees / 1000])
+                trips.append([_maybe("", path.replace("_temp", "_type")).strip(), degrees / 1000])
         found.append(
             {
                 "zone": os.path.basename(zone),
@@ -221,12 +221,12 @@ def _ina3221(root: str) -> list[dict[str, Any]]:
         if _maybe(chip, "name").strip() == "ina3221":
             for label in sorted(glob.glob(os.path.join(chip, "in[1-3]_label"))):
                 channel = os.path.basename(label)[2]
-                one = _rail("ina3221", _maybe(label, "").strip(), root, os.path.join(chip, f"in{channel}_input"))
+                one = _rail("ina3221", _maybe("", label).strip(), root, os.path.join(chip, f"in{channel}_input"))
                 one["why"] = one["why"] or _unreadable(os.path.join(chip, f"curr{channel}_input"))
                 found.append(one)
     for path in _sorted(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*/in_power[0-9]_input"):
         label = os.path.join(os.path.dirname(path), f"rail_name_{os.path.basename(path)[8]}")
-        found.append(_rail("ina3221", _maybe(label, "").strip(), root, path))
+        found.append(_rail("ina3221", _maybe("", label).strip(), root, path))
     return found
 
 
@@ -259,7 +259,9 @@ def _vcgencmd(root: str) -> list[str]:
 
 
 def _sorted(root: str, pattern: str) -> list[str]:
-    return sorted(glob.glob(os.path.join(root, pattern)))
+    """Paths in the order of their numbers: zone 2 before zone 10."""
+    paths = glob.glob(os.path.join(glob.escape(root), pattern))
+    return sorted(paths, key=lambda path: [int(one) if one.isdigit() else one for one in re.split(r"(\d+)", path)])
 
 
 def _shown(root: str, path: str) -> str:
