@@ -12,11 +12,12 @@ import pytest
 
 from bench_remote import calibrate as stages
 from edgecompress import devices
-from edgecompress.devices import calibration
+from edgecompress.devices import calibration, programs
 from edgecompress.devices.config import DeviceConfig
 from edgecompress.devices.fake import FakeTransport, Killed
-from edgecompress.errors import AgentDied, AgentFailed, RecordError
+from edgecompress.errors import AgentDied, AgentFailed, DeviceTimeout, RecordError
 from tests.calling import Call
+from tests.device_fixtures import gone
 
 SMALL: dict[str, Any] = {"sizes": (16, 64), "seconds": 0.0, "threads": (1,)}
 
@@ -87,6 +88,39 @@ def test_a_device_that_dies_in_the_first_stage_is_an_error_and_leaves_no_record(
     with pytest.raises(AgentDied):
         calibration.calibrate(device)
     assert not calibration.path_of("fake").exists()
+
+
+LONG = {
+    "stage": "numpy",
+    "threads": 1,
+    "affinity": [],
+    "sizes": [256] * 1000,
+    "seconds": 60.0,
+    "busy_wait_s": 1.0,
+    "site": "",
+}
+
+
+@pytest.mark.parametrize("over_ssh", [False, True], ids=["local", "ssh"])
+def test_a_program_ends_with_the_connection_that_it_was_started_on(
+    over_ssh: bool, ssh_device: Callable[..., devices.Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ssh_device() if over_ssh else devices.open_device("local")
+    started: list[Any] = []
+    start = device.transport.start
+    monkeypatch.setattr(device.transport, "start", lambda argv: (started.append(start(argv)), started[-1])[1])
+    order = LONG | {"cache": device.config.cache, "site": device.config.site}
+    answers = programs.run(device, "calibrate", order, 120)
+    next(answers)
+    started[0].end_input()
+    assert gone([started[0].group])
+    answers.close()
+
+
+def test_a_program_that_takes_too_long_ends_itself(local_device: devices.Device) -> None:
+    order = LONG | {"cache": local_device.config.cache}
+    with pytest.raises(DeviceTimeout, match="not done in time"):
+        list(programs.run(local_device, "calibrate", order, 2.0))
 
 
 def test_one_that_was_never_calibrated_is_told_how() -> None:

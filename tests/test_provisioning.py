@@ -20,7 +20,7 @@ from bench_remote.store import Refusal
 from edgecompress import devices, session
 from edgecompress.devices import Blob, board, provisioning, wheels
 from edgecompress.devices import config as configs
-from edgecompress.errors import Busy, RecipeError
+from edgecompress.errors import Busy, DeviceFull, RecipeError
 from tests.calling import Call
 
 LIMITS = {"limit_bytes": 1 << 20, "limit_members": 50}
@@ -263,6 +263,27 @@ def test_the_command_line_provisions_tells_and_cleans(call: Call, house: Path) -
     assert gone["removed"]
     assert not Path(done["site"]).exists()
     assert "nothing of ours" in call("device", "clean", "local", "--yes").out
+
+
+def test_what_a_killed_unpacking_left_is_no_hindrance(tmp_path: Path) -> None:
+    left = tmp_path / ".partial-site"
+    left.mkdir()
+    (left / "half.py").write_text("x =")
+    unpack.unpack([evil(tmp_path / "one.whl", "one.py")], str(tmp_path / "site"), LIMITS)
+    assert os.listdir(tmp_path / "site") == ["one.py"]
+    assert not left.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_is_too_small_is_told_so_and_left_as_it_was(
+    ssh_device: Callable[..., devices.Device], tmp_path: Path
+) -> None:
+    wheel(tmp_path / "house", "big", files={"big.py": "#" * (8 << 20)})
+    device = ssh_device(site="", cache="~/small/cache")
+    with pytest.raises(DeviceFull):
+        provisioning.provision(device, (), tmp_path / "house")
+    assert [one.name for one in provisioning.clean(device, remove=True).parts] == ["objects", "lock"]
+    assert configs.read("loopback").site == ""
 
 
 def test_pip_is_asked_for_the_board_s_python_and_never_for_a_build(

@@ -30,7 +30,7 @@ def a_board(
         (a_board("3.6.9", glibc="2.27"), "onnxruntime", "none: no wheel for Python 3.6 on aarch64, only 3.8 to 3.14"),
         (a_board("3.8.0", glibc="2.24"), "openvino", "none: needs glibc 2.27, the device has 2.24"),
         (a_board(bits=32), "onnxruntime", "none: no wheel for armv7l"),  # a 32-bit system on a 64-bit kernel
-        (a_board(bits=32), "tflite", "tflite-runtime 2.14.0"),
+        (a_board(bits=32), "tflite", "tflite-runtime 2.14.0, but PyPI has no numpy"),
         (a_board(machine="riscv64"), "tflite", "none: no wheel for riscv64"),
         (a_board(), "stranger", "none: not in our table"),
     ],
@@ -38,7 +38,8 @@ def a_board(
 def test_the_newest_wheel_that_fits_is_taken_and_a_reason_given_where_none_does(
     system: board.Board, runtime: str, said: str
 ) -> None:
-    assert str(wheels.choose(runtime, wheels.target(system))) == said
+    found = str(wheels.choose(runtime, wheels.target(system)))
+    assert found.startswith(said) if "," in said else found == said
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ def fetch(runtimes: Sequence[str], target: wheels.Target, into: Path) -> None:
     except subprocess.TimeoutExpired as cause:
         raise RecipeError(f"pip was not done after {FETCH_TIMEOUT_S:.0f} s", hint=hint) from cause
     if done.returncode:
-        said = " ".join(done.stderr.decode("utf-8", "replace").split())[-400:]
+        lines = done.stderr.decode("utf-8", "replace").splitlines()
+        said = " ".join([line for line in lines if line.startswith("ERROR")] or lines)[-400:]
         raise RecipeError(f"pip could not fetch the wheels: {said}", hint=hint)
 
 

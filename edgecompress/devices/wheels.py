@@ -28,6 +28,7 @@ class Wheel(BaseModel):
     machine: list[str]
     glibc: Version
     beside: list[str] = []
+    note: str = ""
 
 
 class _Table(BaseModel):
@@ -62,7 +63,10 @@ class Choice:
     why: str = ""
 
     def __str__(self) -> str:
-        return f"{self.wheel.package} {self.wheel.version}" if self.wheel else f"none: {self.why}"
+        if self.wheel is None:
+            return f"none: {self.why}"
+        note = f", {self.wheel.note}" if self.wheel.note else ""
+        return f"{self.wheel.package} {self.wheel.version}{note}"
 
 
 @cache
