@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgecompress.cli import boards
+
 app = typer.Typer(
     help="Make devices known, list them, ask them what they are.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -102,12 +104,13 @@ def probe(
     json: Json = False,
     timeout_s: Annotated[float, typer.Option(help="Give up after so many seconds.")] = 60.0,
 ) -> None:
-    """Ask a device what it is: board, cores, memory, temperature, and which runtimes its Python has."""
+    """Ask a device what it is: board, cores, limits, meters, which runtimes its Python has and which would fit."""
     from edgecompress import devices, session
     from edgecompress.cli import say
 
     with devices.open_device(name) as device, say.working(f"asking {name}"):
         found = session.probe(device, timeout_s)
+        more = boards.details(device, found.identity, found.profile, timeout_s)
     if json:
         say.as_json(
             {
@@ -118,6 +121,7 @@ def probe(
                 "runtimes": found.runtimes,
                 "absent": found.absent,
                 "profile": found.profile.id if found.profile else None,
+                **more,
             }
         )
         return
@@ -130,7 +134,7 @@ def probe(
         (f"runtime {one}", version or f"absent: {found.absent.get(one, '')}") for one, version in found.runtimes.items()
     ]
     rows += sorted((key, _short(value)) for key, value in (found.identity | found.state).items())
-    say.table(("what", "value"), rows)
+    say.table(("what", "value"), rows + boards.rows(more))
 
 
 def _short(value: object) -> str:
@@ -145,3 +149,8 @@ def remove(name: Annotated[str, typer.Argument(help="A device that is known.")])
 
     devices.remove_device(name)
     print(f"removed {name}")
+
+
+app.command()(boards.calibrate)
+app.command()(boards.provision)
+app.command()(boards.clean)

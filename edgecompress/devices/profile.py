@@ -1,7 +1,7 @@
 """What is known of a board before anyone logs in: data with sources, one TOML a board, read from ``device_profiles``.
 
 Profiles are data only (no commands, no templates), so a downloaded one can never run anything. Every physical number
-carries where it comes from.
+carries where it comes from, or says that nobody has checked it, and why it is there all the same.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgecompress.errors import PluginNotFound, RecipeError
 from edgecompress.plugins import nearest
@@ -24,11 +24,21 @@ class Part(BaseModel):
 
 
 class Number(Part):
-    """A physical number, how it was got, and who says so."""
+    """A physical number, how it was got, and who says so; one that is ``unverified`` has a reason in place of a source."""
 
-    value: float
-    source: str = Field(min_length=1)
+    value: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    source: str = ""
     method: Literal["measured", "scaled", "specified", "computed"] = "measured"
+    unverified: bool = False
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _vouched_for(self) -> Number:
+        if self.unverified and not self.reason:
+            raise ValueError("what is unverified needs a reason")
+        if not self.unverified and (not self.source or self.reason):
+            raise ValueError("needs a source, or unverified = true and a reason")
+        return self
 
 
 class Match(Part):
@@ -76,10 +86,11 @@ class Peak(Part):
 
 
 class Power(Part):
-    """Watts at rest and under stress."""
+    """Watts at rest and under stress, and the meter that the board has ("" is unknown)."""
 
     idle_watts: Number | None = None
     stress_watts: Number | None = None
+    rails: Literal["", "pmic", "ina3221", "rapl", "none"] = ""
 
 
 class Thermal(Part):
@@ -101,7 +112,7 @@ class Profile(Part):
     """One board."""
 
     schema_: Literal["edgecompress.device/1"] = Field(alias="schema")
-    id: str
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     notes: list[str] = []
     match: Match = Match()
@@ -147,7 +158,10 @@ def parse(where: str, text: str) -> Profile:
         raise RecipeError(f"{where}: {cause}", hint="mend the file") from cause
     except ValidationError as cause:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in cause.errors())
-        raise RecipeError(f"{where}: {faults}", hint="every physical number is {value = ..., source = ...}") from cause
+        raise RecipeError(
+            f"{where}: {faults}",
+            hint="every physical number is {value = ..., source = ...}, or {value = ..., unverified = true, reason = ...}",
+        ) from cause
 
 
 @cache
@@ -166,6 +180,20 @@ def profile(name: str) -> Profile:
     if name not in profiles():
         raise PluginNotFound(f"no device profile is called {name!r}", hint=nearest(name, sorted(profiles())))
     return profiles()[name]
+
+
+def numbers(part: Part, where: str = "") -> dict[str, Number]:
+    """Every physical number in a profile by the dotted path of its key."""
+    found: dict[str, Number] = {}
+    for name in type(part).model_fields:
+        path, value = f"{where}.{name}".lstrip("."), getattr(part, name)
+        for index, one in enumerate(value if isinstance(value, list) else [value]):
+            here = f"{path}[{index}]" if isinstance(value, list) else path
+            if isinstance(one, Number):
+                found[here] = one
+            elif isinstance(one, Part):
+                found |= numbers(one, here)
+    return found
 
 
 def matching(identity: dict[str, Any]) -> Profile | None:
