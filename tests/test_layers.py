@@ -42,7 +42,10 @@ ROOMS: dict[str, set[str]] = {
     "session": {"devices", "plain", "runtimes"},
     "stats": set(),
     "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
-    "report": {"stats"},
+    "proxies": {"stats"},
+    "report": {"proxies", "stats"},
+    # makes probe models, exports and measures them; the report's caveats
+    "predicting": {"devices", "exporters", "model", "plain", "report", "session", "stats", "techniques"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }
 ANYTHING = {"pipeline", "doctor", "cli", "__init__"}
