@@ -103,7 +103,7 @@ def calibrate(
         ModuleNotFoundError: torch, or what the format needs, is not installed here.
     """
     started = now()
-    failed: dict[str, str] = Field(default_factory=dict)
+    failed: dict[str, str] = {}
     found: dict[str, list[Measurement]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="edgecompress-probes-") as work,
