@@ -261,6 +261,14 @@ def test_a_tiny_model_far_from_the_probes_is_not_usable(tmp_path: Path) -> None:
     assert told.fit["held_out_within_10_percent"] == 1
 
 
+def test_another_length_than_that_of_the_probes_is_told(tmp_path: Path) -> None:
+    artifact, folder = write_artifact(tmp_path / "a")
+    record = keep(KEY)
+    record.model_copy(update={"audio_seconds": 5.0}).write(KEY.folder / "calibration.json")
+    told = predict.predictions(with_macs(artifact), folder, "local", 1, None, calibration.read(KEY), 2.0)[1]
+    assert "2 s of audio, probes had 5 s" in told.outside
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 @pytest.fixture
 def counted_artifact(tmp_path: Path) -> Path:

@@ -84,3 +84,27 @@ def test_a_report_of_two_models_has_no_such_table(tmp_path: Path) -> None:
     made.build(tmp_path, made.RECIPES[:1])
     report.write(tmp_path)
     assert "Which size tells the order?" not in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+def test_the_benchmark_has_forty_variants_with_names_of_their_own_and_the_first_few_differ_in_kind() -> None:
+    pytest.importorskip("torch")
+    from benchmarks.proxies import variants
+
+    for size in ("tiny", "base"):
+        found = variants(size)
+        assert len({one.name for one in found}) == len(found) >= 40
+        assert len({one.kind for one in found[:8]}) == 8
+
+
+def test_the_benchmark_reads_past_a_line_that_was_cut_off_and_goes_on_after_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.proxies import append, lines
+
+    file = tmp_path / "measured.jsonl"
+    append(file, {"round": 1})
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write('{"round": 2, "varia')
+    assert list(lines(file)) == [{"round": 1}]
+    append(file, {"round": 3})
+    assert list(lines(file)) == [{"round": 1}, {"round": 3}]

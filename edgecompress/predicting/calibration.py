@@ -69,6 +69,7 @@ class Calibration(Record):
     identity: dict[str, Any]
     plan: dict[str, Any]
     rounds: int
+    audio_seconds: float | None = None
     probes: list[Measured]
     failed: dict[str, str] = Field(default_factory=dict)
     started: str
@@ -135,6 +136,7 @@ def calibrate(
             device=device.name, runtime=first.runtime, runtime_version=first.runtime_version, format=format,
             precision=key.precision, threads=plan.threads, profile=first.profile, identity=first.identity,
             plan=asdict(plan) | {"affinity": list(plan.affinity)}, rounds=rounds,
+            audio_seconds=first.audio_seconds,
             probes=[
                 Measured(
                     name=probe.shape.name, features=probe.features.as_dict(),

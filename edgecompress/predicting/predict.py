@@ -8,7 +8,7 @@ from edgecompress.devices import Profile
 from edgecompress.predicting import Prediction
 from edgecompress.predicting.calibration import Fitted
 from edgecompress.predicting.features import Features, of_artifact
-from edgecompress.predicting.fitting import COLUMNS, COVERAGE, WANTED, WITHIN
+from edgecompress.predicting.fitting import COLUMNS, COVERAGE, ROOM, WANTED, WITHIN
 from edgecompress.predicting.roofline import roofline
 from edgecompress.records import Artifact
 
@@ -64,6 +64,13 @@ def _by_calibration(blank: Prediction, counts: Features, fitted: Fitted) -> Pred
         "calibrated": fitted.record.ended, "runtime_version": fitted.record.runtime_version,
     }  # fmt: skip
     values = {"value": fit.seconds(counts), "low": ends[0] if ends else None, "high": ends[1] if ends else None}
-    outside = fit.outside(counts)
+    outside = fit.outside(counts) + _other_length(blank.audio_seconds, fitted.record.audio_seconds)
     more = {"usable": fit.usable and not outside, "outside": outside, "fit": facts, "notes": list(fitted.notes)}
     return blank.model_copy(update={"level": 1, **values, **more})
+
+
+def _other_length(asked: float | None, seen: float | None) -> list[str]:
+    """At one length weights and their products rise together: what each costs is not told apart, and at others matters."""
+    if asked is None or seen is None or seen / ROOM <= asked <= seen * ROOM:
+        return []
+    return [f"{asked:g} s of audio, probes had {seen:g} s"]
