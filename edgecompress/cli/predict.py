@@ -142,7 +142,8 @@ def _reasons(one: Prediction) -> None:
         share, wanted = one.fit["held_out_within_10_percent"], one.fit["wanted_within"]
         lines.append(
             f"{share:.0%} of {one.fit['probes']} probes, each predicted from the others, came out within 10 % "
-            f"({wanted:.0%} are wanted); the range is a {one.fit['coverage']:.0%} interval for models like the probes"
+            f"({wanted:.0%} are wanted); the range is a {one.fit['coverage']:.0%} interval for models like the probes "
+            "on the day they were measured"
         )
     lines += [f"beyond the probes: {text}" for text in one.outside]
     lines += [f"note: {text}" for text in one.notes]
