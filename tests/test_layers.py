@@ -47,8 +47,11 @@ ROOMS: dict[str, set[str]] = {
     "advice": {"devices", "session", "stats", "quiet", "report"},  # measures files on the device; the report's caveats
     "energy": {"traces"},
     "validity": {"phases", "stats"},
-    "report": {"stats", "validity"},
+    "proxies": {"stats"},
+    "report": {"proxies", "stats", "validity"},
     "comparing": {"devices", "plain", "report", "schema", "session", "stats"},  # the report's caveats void a block
+    # makes probe models, exports and measures them; the report's caveats
+    "predicting": {"devices", "exporters", "model", "plain", "report", "session", "stats", "techniques"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page
 }
 ANYTHING = {"pipeline", "doctor", "cli", "__init__"}

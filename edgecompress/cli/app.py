@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecompress.cli import advise, analysis, comparing, devices, listing, models, parity, runs, transcribe
+from edgecompress.cli import advise, analysis, comparing, devices, listing, models, parity, predict, runs, transcribe
 
 app = typer.Typer(
     name="edgecompress",
@@ -40,6 +40,7 @@ app.command()(models.score)
 app.command()(transcribe.transcribe)
 app.command()(analysis.analyze)
 app.command()(advise.advise)
+app.command()(predict.predict)
 app.command()(runs.bench)
 app.command()(comparing.compare)
 app.command()(comparing.history)

@@ -20,6 +20,8 @@ def document(page: Page) -> str:
     mark = " (random weights)" if page.random_weights else ""
     if page.correlations:
         parts += [f"## Does latency follow size?{mark}", table(page.correlations)]
+    if page.proxies:
+        parts += [f"## Which size tells the order?{mark}", table(page.proxies)]
     if page.checkpoints:
         parts += [f"## Scores of checkpoints{mark}", table(page.checkpoints.table)]
     if page.pairs:

@@ -20,6 +20,7 @@ from edgecompress.report.folder import RunFolder
 from edgecompress.report.headline import details, lead
 from edgecompress.report.join import metrics
 from edgecompress.report.pairs import pairs
+from edgecompress.report.proxy_table import proxy_table
 from edgecompress.report.row import PRECISIONS, Row
 from edgecompress.report.tables import Table, correlation_table, cost_table, device_table, failure_table, pair_table
 
@@ -45,6 +46,7 @@ class Page:
     lead: str
     details: list[str]
     correlations: Table | None
+    proxies: Table | None
     pairs: Table | None
     costs: Table
     checkpoints: CheckpointSection | None
@@ -72,6 +74,7 @@ def page(folder: RunFolder, rows: list[Row]) -> Page:
         lead=lead(rows, main, folder.random_weights),
         details=details(rows, main, folder.random_weights),
         correlations=correlation_table(related) if related else None,
+        proxies=proxy_table(rows),
         pairs=pair_table(paired) if paired else None,
         costs=cost_table(rows, known),
         checkpoints=checkpoints,
