@@ -179,7 +179,7 @@ class Link:
         self._status = self._process.wait()
         said = clean(self._process.stderr.decode("utf-8", "replace")).strip()[-500:]
         self._shut()
-        if self._status >= 0 or not self._attached:
+        if self._status > 0 or not self._attached:  # 0: it let go, having heard nothing of us for long
             raise self.died(f"it said: {said}" if said else "")
         self._say("the connection was lost: trying again")
         while True:
