@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -21,8 +22,9 @@ import pytest
 
 from bench_remote import journal, keeper, place
 from edgecompress import devices, session
-from edgecompress.errors import AgentDied, AgentFailed, DeviceFull, DeviceTimeout
-from edgecompress.session import link
+from edgecompress.devices import ssh
+from edgecompress.errors import AgentDied, AgentFailed, DeviceFull, DeviceTimeout, RecordError
+from edgecompress.session import journals, link
 from tests import sshd
 from tests.device_fixtures import DOUBLER, ONCE, SLEEPER, gone
 
@@ -144,12 +146,22 @@ def test_a_link_that_is_cut_again_and_again_only_takes_longer(
     assert loads(notes) == 1
 
 
+def test_the_kernel_watches_a_connection_for_us(ssh_device: Add) -> None:
+    device = ssh_device()
+    assert device.transport.start(["true"]).wait() == 0
+    wire = device.transport._clients[-1].get_transport()  # type: ignore[attr-defined]
+    assert wire.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert wire.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    assert wire.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == ssh.USER_TIMEOUT_MS
+
+
 # --- the host --------------------------------------------------------------------------------------------------------
 HOST = """
 import sys
 from pathlib import Path
 from edgecompress import devices, session
-from edgecompress.session import link
+from edgecompress.devices import ssh
+from edgecompress.session import journals, link
 from tests.device_fixtures import ONCE
 from dataclasses import replace
 link.LEASE_FOLDERS = ()
@@ -207,7 +219,7 @@ def test_a_host_killed_and_started_again_gets_its_job_without_a_second_measureme
     if when == "finished":
         assert gone(of_job(job), within_s=30)
         assert '"state": "finished"' in (folder / "status").read_text()
-        assert journal.verify(str(folder / "journal"), job) >= 7
+        assert journals.verify(folder) >= 7
     said = read_until(host(device, tiny_model, name), "samples")
     assert said[-1] == "samples 5"
     assert any(when in word or ("runs there" in word and when == "running") for word in said)
@@ -239,6 +251,20 @@ def test_the_same_job_twice_at_once_is_two_measurements_and_they_take_turns(
     assert all(earlier[1] < later[0] for earlier, later in itertools.pairwise(times))
     assert any(word == f"waiting for {link.who()}, 1 before you" for word in words)
     assert any(word == f"waiting for {link.who()}, 2 before you" for word in words)
+
+
+def test_a_host_that_is_interrupted_ends_its_job_at_once(
+    ssh_device: Add, loopback: sshd.Sshd, host: Any, tiny_model: Path, stranger: Any
+) -> None:
+    device = ssh_device()
+    child = host(device, tiny_model, stranger("sleeper", SLEEPER))
+    read_until(child, "loaded")
+    running = of_job(only_job(device))
+    assert len(running) == 3
+    child.send_signal(signal.SIGINT)
+    child.wait()
+    assert gone([*running, *loopback.processes()])
+    assert jobs(device) == []
 
 
 def test_a_job_that_nobody_follows_ends_itself_and_its_journal_says_so(
@@ -375,6 +401,53 @@ def test_boot_id_is_read_below_a_root_and_a_changed_one_is_told(tmp_path: Path) 
     assert "restarted" in here.lost(str(tmp_path / "root"))
 
 
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A memory cgroup (version 1 or 2) of 64 MiB below our own; skips where none can be made."""
+    own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    v1 = [Path("/sys/fs/cgroup/memory" + path) for _, controllers, path in own if "memory" in controllers.split(",")]
+    v2 = [Path("/sys/fs/cgroup" + path) for _, controllers, path in own if not controllers]
+    place = (v1 or v2)[0] / f"edgecompress-{os.getpid()}"
+    try:
+        place.mkdir()
+    except OSError as why:
+        pytest.skip(f"no memory cgroup can be made here: {why}")
+    try:
+        (place / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(64 << 20))
+        yield place
+    except OSError as why:
+        pytest.skip(f"no memory cgroup can be limited here: {why}")
+    finally:
+        for _ in range(100):
+            try:
+                place.rmdir()
+                break
+            except OSError:
+                time.sleep(0.05)
+
+
+def test_a_runtime_that_the_kernel_kills_for_memory_is_told_as_that(
+    local_device: devices.Device, tiny_model: Path, stranger: Any, small_memory: Path
+) -> None:
+    greedy = f"""
+with open({str(small_memory / "cgroup.procs")!r}, "w") as stream:
+    stream.write(str(os.getpid()))
+ballast = []
+while len(ballast) < 2000:
+    ballast.append(bytearray(os.urandom(1 << 20)))
+"""
+    with pytest.raises(AgentFailed, match=r"^memory: out of memory: .* rose by 1"):
+        session.measure_file(local_device, tiny_model, ONCE, runtime=stranger("greedy", greedy + DOUBLER))
+
+
+def test_a_sigkill_that_nobody_explains_is_a_crash_by_a_signal(
+    local_device: devices.Device, tiny_model: Path, stranger: Any
+) -> None:
+    name = stranger("suicidal", "os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(AgentFailed, match=r"^signal: .*SIGKILL"):
+        session.measure_file(local_device, tiny_model, ONCE, runtime=name)
+
+
 @NEEDS_ROOT
 def test_a_disk_that_fills_during_the_job_is_told_by_the_journal_s_reserve(
     ssh_device: Add, loopback: sshd.Sshd, tiny_model: Path, stranger: Any
@@ -496,6 +569,8 @@ def test_a_journal_edited_on_the_device_is_not_believed(
     monkeypatch.undo()
     monkeypatch.setenv("EDGECOMPRESS_HOME", str(tmp_path / "edgecompress"))
     monkeypatch.setattr(link, "LEASE_FOLDERS", ())
+    with pytest.raises(RecordError, match="was changed"):
+        journals.verify(path.parent)
     with pytest.raises(AgentFailed, match="journal was changed"):
         session.measure_file(local_device, tiny_model, FIVE, runtime=name)
 
