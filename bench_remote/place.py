@@ -87,9 +87,9 @@ class Place:
             return "the device was restarted while the job ran"
         return "the job's supervisor was killed on the device"
 
-    def finish(self, event: dict[str, Any], spare: tuple[int, ...] = ()) -> None:
+    def finish(self, event: dict[str, Any]) -> None:
         """The job's end, whoever writes it: nothing of it runs any more, its files are gone, the last word is kept."""
-        processes.end_marked(self.id, spare)
+        self.end_all()
         shutil.rmtree(self.files, ignore_errors=True)
         journal = Journal(self.journal, self.id)
         if not journal.events or journal.events[-1]["event"] not in ENDS:
@@ -98,8 +98,20 @@ class Place:
 
     def remove(self) -> None:
         """Nothing of the job stays."""
-        processes.end_marked(self.id)
+        self.end_all()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def end_all(self) -> None:
+        """End every process of the job but ourselves: those with its mark, and all below its keeper, mark or none."""
+        said = self.read_status()
+        keeper, started = said.get("pid"), said.get("started")
+        known = isinstance(keeper, int) and isinstance(started, int) and processes.start_time(keeper) == started
+        left = processes.below(keeper) if known and isinstance(keeper, int) else []
+        processes.end_marked(self.id)
+        if keeper == os.getpid():
+            processes.end_below(keeper)
+        for pid, began in left:
+            processes.end(pid, began)
 
     def trim_log(self) -> None:
         """A runtime that prints without end does not fill the disk."""

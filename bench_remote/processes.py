@@ -25,12 +25,8 @@ def boot_id(root: str = "/") -> str:
 
 def start_time(pid: int) -> int | None:
     """Clock ticks after boot at which a running process began; None when there is none, or only its zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            fields = stream.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    fields = _fields(pid)
+    return None if not fields or fields[0] in ("Z", "X") else int(fields[19])
 
 
 def end(pid: int, started: int) -> bool:
@@ -51,6 +47,35 @@ def end_marked(mark: str, spare: Iterable[int] = ()) -> bool:
     return False
 
 
+def below(pid: int) -> list[tuple[int, int]]:
+    """Children of ``pid``, their children and so on, as (process, start time)."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            parent = _fields(int(name))[1:2]
+            parents.setdefault(int(parent[0]) if parent else 0, []).append(int(name))
+    found, todo = [], parents.get(pid, [])
+    while todo:
+        child = todo.pop()
+        todo += parents.get(child, [])
+        started = start_time(child)
+        if started is not None:
+            found.append((child, started))
+    return found
+
+
+def end_below(pid: int) -> bool:
+    """SIGKILL for all that is below ``pid``, also without our mark, until there is nothing. Whether there is nothing."""
+    for attempt in range(ROUNDS):
+        left = below(pid)
+        if not left:
+            return True
+        for child, started in left:
+            end(child, started)
+        time.sleep(min(0.01 * attempt, 0.05))
+    return False
+
+
 def adopt_orphans() -> None:
     """Children of our children come to us when those end, so that they can be reaped."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -61,6 +86,15 @@ def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _fields(pid: int) -> list[str]:
+    """``/proc/<pid>/stat`` behind the name, which may hold anything: state, parent, ...; empty when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _ours() -> list[int]:
@@ -84,18 +118,23 @@ def _marked(pid: int, mark: str) -> bool:
 
 
 def _kill(pid: int, still: Callable[[], bool]) -> bool:
-    """SIGKILL if ``still`` holds. With a pidfd (Python 3.9) the number cannot change hands in between."""
+    """SIGKILL if ``still`` holds. With a pidfd (Python 3.9, Linux 5.3) the number cannot change hands in between."""
+    handle = None
     try:
         if hasattr(os, "pidfd_open"):
             handle = os.pidfd_open(pid)
-            try:
-                if not still():
-                    return False
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-            finally:
-                os.close(handle)
-        elif still():
+    except OSError:
+        pass  # gone, or an older kernel; kill() will tell
+    try:
+        if not still():
+            return False
+        if handle is None:
             os.kill(pid, signal.SIGKILL)
+        else:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        return True
     except OSError:
         return False
-    return True
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from bench_remote import journal, keeper, place
+from bench_remote import journal, keeper, place, processes
 from edgecompress import devices, session
 from edgecompress.devices import ssh
 from edgecompress.errors import AgentDied, AgentFailed, DeviceFull, DeviceTimeout, RecordError
@@ -368,6 +368,41 @@ def test_workers_that_ignore_signals_fork_twice_or_are_stopped_end_with_the_job(
     assert seen
     assert gone([*seen, *away])
     assert jobs(local_device) == []
+
+
+@pytest.mark.parametrize("ending", ["well", "cancel"])
+def test_a_program_that_a_runtime_starts_without_any_environment_ends_too(
+    local_device: devices.Device, tiny_model: Path, stranger: Any, tmp_path: Path, ending: str
+) -> None:
+    notes = tmp_path / "notes"
+    bare = f"""
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={{}}, start_new_session=True)
+with open({str(notes)!r}, "w") as stream:
+    stream.write(str(child.pid))
+"""
+    name = stranger(f"bare_{ending}", bare + (DOUBLER if ending == "well" else SLEEPER))
+
+    def watch(word: str) -> None:
+        if word.endswith("loaded") and ending == "cancel":
+            raise KeyboardInterrupt
+
+    if ending == "well":
+        assert session.measure_file(local_device, tiny_model, ONCE, runtime=name, progress=watch).repetitions
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            session.measure_file(local_device, tiny_model, ONCE, runtime=name, progress=watch)
+    assert gone([int(notes.read_text())])
+
+
+def test_a_number_that_another_process_has_by_now_is_not_killed() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        started = processes.start_time(child.pid)
+        assert started is not None
+        assert not processes.end(child.pid, started - 1)
+        assert child.poll() is None
+        assert processes.end(child.pid, started)
+        assert child.wait() == -signal.SIGKILL
 
 
 def test_a_restarted_device_has_lost_the_job_and_the_next_run_measures_anew(

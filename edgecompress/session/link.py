@@ -130,7 +130,7 @@ class Link:
     def cancel(self) -> None:
         """End the job and remove it, over a channel of its own. Does nothing when it is over or cannot be reached."""
         self._shut()
-        if not self.over:
+        if not self.over and self._process is not None:
             self.over = True
             self._order_end()
 
