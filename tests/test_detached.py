@@ -306,10 +306,17 @@ def kill_one(kind: str, device: devices.Device) -> Callable[[str], None]:
 def test_a_supervisor_killed_outright_is_told_and_takes_everything_along(
     local_device: devices.Device, tiny_model: Path, stranger: Any, kind: str
 ) -> None:
-    name = stranger("sleeper", SLEEPER)
+    name, seen, kill = stranger("sleeper", SLEEPER), list[int](), kill_one(kind, local_device)
+
+    def watch(word: str) -> None:
+        if word.endswith("loaded"):
+            seen.extend(of_job(only_job(local_device)))
+        kill(word)
+
     with pytest.raises(AgentDied, match="after 'loaded'; the job's supervisor was killed on the device"):
-        session.measure_file(local_device, tiny_model, ONCE, runtime=name, progress=kill_one(kind, local_device))
-    assert marked() == []
+        session.measure_file(local_device, tiny_model, ONCE, runtime=name, progress=watch)
+    assert len(seen) == 3
+    assert gone(seen)
     assert jobs(local_device) == []
 
 
