@@ -19,13 +19,24 @@ The first line of standard input is the job, a JSON object::
     threads, affinity, repetitions, warmup_s, min_samples, min_seconds, max_seconds, busy_wait_s
     scenario     "single_stream", "paced_stream" (with hop_s) or "offline" (with batch)
     passes       after the repetitions: any of "memory_pass" and "operators", each in a process of its own
+    who, lease           who asks (shown to those who wait); folders that all users of the board may write to
+    id, token, offset, again, orphan_s                    of a detached job, see below
 
-Standard input then stays open: it is the lifeline. When it ends, the agent kills its own process group, so a lost
-connection leaves nothing behind, not even under a runtime that never prints.
+Without ``id``, standard input then stays open: it is the lifeline. When it ends, the agent kills its own process group,
+so a lost connection leaves nothing behind, not even under a runtime that never prints.
+
+With ``id`` (64 hexadecimal digits) the job is detached: a keeper in a session of its own runs it and writes its events
+to ``jobs/<id>/journal``, each with ``chain``, the SHA-256 of the line before it (the first: the id). This process only
+follows: it starts the job or finds it, says ``attached`` (offset, state), passes the journal on from byte ``offset``,
+and ends with its standard input; the job goes on. The host sends an empty line as a heartbeat and ``fetched`` at the
+end, whereupon the job's folder is removed. A job that nobody has followed for ``orphan_s`` ends itself. The action
+"cancel" (with ``cache`` and ``id``) ends it at once. ``token`` tells one host's followers from another's; ``again`` says
+that this host has followed the job before, so that a job that got lost is told as lost and not begun anew.
 
 Events are JSON lines, each with ``event``; those of a repetition carry ``repetition``:
 
-    hello     protocol, pid, pgid, python, identity (what does not change: board, CPU, memory, system)
+    hello     protocol, pid, pgid, python, identity (what does not change: board, CPU, memory, system), boot_id, clocks
+    waiting   holder, before: who measures now, and how many are before this job
     facts     when ("before" or "after"), facts (what may change: frequencies, temperatures, load)
     clock     when ("before" or "after"), loops [{core, iterations, ns}]: see bench_remote.clock
     loaded    first_load_s, page_cache {state, pages, resident, reason}, load_s (the second, from warm pages), import_s,
@@ -41,9 +52,9 @@ Events are JSON lines, each with ``event``; those of a repetition carry ``repeti
     operators    operators [{op, name, ns of each run}] (at most OPERATORS_PER_EVENT a line), left_out; or absent
     telemetry hz, tick_hz, columns, rows (at most 200 a line) of bench_remote.telemetry, after the repetition's process
     runtime   (probe) name, version or absent
-    done      the last word of a good job
+    done      the last word of a good job; clocks
     refused   need ("protocol", "runtime", "lock", "disk", "file", "affinity", "job"), message
-    failed    kind ("golden", "signal", "exit", "deadline", "memory", "error"), message
+    failed    kind ("golden", "signal", "exit", "deadline", "memory", "error", "lost", "orphan", "lease", "ended"), message
 """
 
 PROTOCOL = 2

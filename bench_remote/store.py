@@ -1,14 +1,13 @@
-"""Our folder on the device: objects named by their SHA-256, one job's folder, and the lock that one job holds."""
+"""Our folder on the device: objects named by their SHA-256, and the files of the one job that has the lease."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-from typing import Any, Callable
+from typing import Any
 
 
 class Refusal(Exception):
@@ -19,36 +18,20 @@ class Refusal(Exception):
         self.need, self.message, self.more = need, message, more
 
 
-def take_lock(cache: str, wait_s: float, pause: Callable[[float], None]) -> Any:
-    """Hold ``<cache>/lock`` until the process ends (the kernel drops it, however we die). ``pause`` sleeps."""
-    os.makedirs(cache, mode=0o700, exist_ok=True)
-    stream = open(os.path.join(cache, "lock"), "a")  # noqa: SIM115 - held as long as the process lives
-    waited = 0.0
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return stream
-        except OSError as cause:
-            if cause.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        if waited >= wait_s:
-            raise Refusal("lock", f"another session measures on this device (waited {wait_s:.0f} s)")
-        pause(0.2)
-        waited += 0.2
-
-
 class JobFolder:
     """A folder with the job's files under their own names, linked from objects; gone when the block ends.
 
-    Whoever holds the lock may sweep what a killed job left.
+    Whoever has the lease may sweep what a killed job left. ``job_id`` is that of a detached job, whose files lie beside
+    its journal.
     """
 
-    def __init__(self, cache: str, files: dict[str, str]) -> None:
+    def __init__(self, cache: str, files: dict[str, str], job_id: str = "") -> None:
         self.jobs, self.objects, self.files = os.path.join(cache, "jobs"), os.path.join(cache, "objects"), files
-        self.path = os.path.join(self.jobs, str(os.getpid()))
+        self.path = os.path.join(self.jobs, *([job_id, "files"] if job_id else [str(os.getpid())]))
 
     def __enter__(self) -> str:
-        shutil.rmtree(self.jobs, ignore_errors=True)
+        for name in os.listdir(self.jobs) if os.path.isdir(self.jobs) else []:
+            shutil.rmtree(os.path.join(self.jobs, name, *(["files"] if len(name) == 64 else [])), ignore_errors=True)
         os.makedirs(self.path, mode=0o700)
         for name, sha256 in self.files.items():
             self._link(name, sha256)

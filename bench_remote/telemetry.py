@@ -134,6 +134,11 @@ class Sampler:
             [sys.executable, "-c", PROGRAM, root, json.dumps(order)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
+    @property
+    def pid(self) -> int:
+        """The sampler's own process."""
+        return int(self._process.pid)
+
     def stop(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
         """Its rows, as bodies of events: ``{"hz", "tick_hz", "columns", "rows"}``; none where it died."""
         try:

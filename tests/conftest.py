@@ -27,6 +27,7 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     """Devices and pinned keys of a test's own: the user's are never read or changed."""
     home = tmp_path_factory.mktemp("settings")
     monkeypatch.setenv("EDGECOMPRESS_HOME", str(home))
+    monkeypatch.setattr("edgecompress.session.link.LEASE_FOLDERS", ())  # tests do not wait for each other
     return home
 
 

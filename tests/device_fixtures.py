@@ -12,6 +12,7 @@ import numpy
 import pytest
 
 from edgecompress import devices, plugins, records, session
+from edgecompress.session import link
 from tests import sshd
 
 QUICK = session.Plan(repetitions=2, warmup_s=0.05, min_samples=5, min_seconds=0.05, max_seconds=1, timeout_s=60)
@@ -33,6 +34,7 @@ def device_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.setenv("EDGECOMPRESS_HOME", str(tmp_path / "edgecompress"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setattr(link, "LEASE_FOLDERS", ())  # tests side by side do not wait for each other
     return tmp_path / "edgecompress"
 
 

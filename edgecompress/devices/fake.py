@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class FakeProcess(Process):
         self._status = 0
         self.sent = b""
         self.was_killed = False
+        self._last: str | None = None
 
     def send(self, data: bytes) -> None:
         """Keep what was sent."""
@@ -63,7 +65,20 @@ class FakeProcess(Process):
             self._status = reply.status
             self._keep_stderr(reply.stderr)
             return b""
-        return reply if isinstance(reply, bytes) else json.dumps(reply).encode() + b"\n"
+        return reply if isinstance(reply, bytes) else self._event(reply) + b"\n"
+
+    def _event(self, reply: Event) -> bytes:
+        """An event as its line; in the journal of a detached job it carries the hash of the line before."""
+        if "chain" in reply or reply.get("event") == "attached":
+            return json.dumps(reply).encode()
+        if self._last is None:
+            job = json.loads(self.sent.partition(b"\n")[0] or b"{}")
+            self._last = job.get("id", "")
+        if not self._last:
+            return json.dumps(reply).encode()
+        line = json.dumps(reply | {"chain": self._last}).encode()
+        self._last = hashlib.sha256(line).hexdigest()
+        return line
 
     def wait(self) -> int:
         """The status of the Killed reply, else 0."""

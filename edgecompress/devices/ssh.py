@@ -29,7 +29,6 @@ KEEPALIVE_S = 5
 # paramiko's keepalive never looks for an answer: a cut link hung for 40 s and more. With TCP_USER_TIMEOUT at 4 s the
 # cut was noticed after 4.9 s; 20 s leaves room for Wi-Fi.
 USER_TIMEOUT_MS = 20000
-TCP_USER_TIMEOUT = 18
 SEND_TIMEOUT_S = 60.0
 END_GRACE_S = 3.0
 
@@ -217,10 +216,18 @@ def _road(target: Target, clients: list[SSHClient]) -> Any:
     except (OSError, SSHException) as cause:
         hint = "is it switched on and on this network? its address and port are in the device's file"
         raise Unreachable(f"nothing answers at {target.host} port {target.port}: {cause}", hint=hint) from cause
-    road.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        road.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    harden(road)
     return road
+
+
+def harden(road: socket.socket) -> None:
+    """Have the kernel notice a link that is cut, also while nothing is sent, and send small packets at once."""
+    road.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    road.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    own = (("TCP_KEEPIDLE", KEEPALIVE_S), ("TCP_KEEPINTVL", KEEPALIVE_S), ("TCP_KEEPCNT", 4))
+    for option, value in (*own, ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS)):
+        if hasattr(socket, option):  # not every system has each of them
+            road.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _log_in(target: Target, road: Any) -> SSHClient:

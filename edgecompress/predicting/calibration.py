@@ -58,7 +58,7 @@ class Measured(Part):
 class Calibration(Record):
     """``calibration.json``: what was measured, where and when, and what could not be."""
 
-    schema_: Literal["edgecompress.calibration/1"] = Field("edgecompress.calibration/1", alias="schema")
+    schema_: Literal["edgecompress.probes/1"] = Field("edgecompress.probes/1", alias="schema")
     device: str
     runtime: str
     runtime_version: str

@@ -158,7 +158,7 @@ def _measure(
     whole |= _job(device, put.cache, plan.timeout_s) | plan.job
     whole |= {"runtime": _spelled(runtime), "files": {name: blob.sha256 for name, blob in files.items()}}
     collector = Collector(progress)
-    for event in follow(device, f"{put.cache}/objects/{package.sha256}", whole, plan.timeout_s):
+    for event in follow(device, f"{put.cache}/objects/{package.sha256}", whole, plan.timeout_s, progress):
         collector.take(event)
     repetitions = collector.repetitions(plan.repetitions)
     board = device.profile or matching(collector.identity)

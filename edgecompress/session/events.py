@@ -33,6 +33,23 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     repetition: Annotated[int, Field(ge=0, lt=1000)] = 0
+    chain: Annotated[str, Field(max_length=64)] = ""  # of a job's journal: the SHA-256 of the line before
+
+
+class Attached(Event):
+    """A follower is there and goes on from byte ``offset`` of the job's journal. Not part of the journal."""
+
+    event: Literal["attached"]
+    offset: Annotated[int, Field(ge=0, le=1 << 40)]
+    state: Text = ""
+
+
+class Waiting(Event):
+    """Another measures: who, and how many are before us."""
+
+    event: Literal["waiting"]
+    holder: Annotated[str, Field(max_length=256)]
+    before: Annotated[int, Field(ge=0, le=1 << 20)]
 
 
 class Hello(Event):
@@ -205,7 +222,9 @@ AnyEvent = Annotated[
     | RuntimeFound
     | Done
     | Refused
-    | Failed,
+    | Failed
+    | Attached
+    | Waiting,
     Field(discriminator="event"),
 ]
 _ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)

@@ -23,18 +23,68 @@ from edgecompress.errors import (
 from edgecompress.phases import Arrivals, MemoryPass, Operators, Steady
 from edgecompress.records import GoldenCheck, Repetition
 from edgecompress.session import events
+from edgecompress.session.link import Link
 from edgecompress.traces import Telemetry
 
 # The agent ends itself at its deadline; only when it does not (stopped, swapped out) does the host step in.
 GRACE_S = 10.0
 
 
-def follow(device: Device, agent_path: str, job: dict[str, Any], timeout_s: float) -> Iterator[events.AnyEvent]:
+def follow(
+    device: Device,
+    agent_path: str,
+    job: dict[str, Any],
+    timeout_s: float,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[events.AnyEvent]:
     """Events of a job until ``done``. When the caller stops listening, the job is ended.
+
+    A measurement is detached: it goes on while the connection is lost, and is taken up where it was.
 
     Raises:
         DeviceTimeout, AgentDied, AgentFailed, Refused, RuntimeMissing, Busy, DeviceFull, Unreachable
     """
+    road = _attached(device, agent_path, job, timeout_s)
+    if job["action"] == "measure":
+        road = _detached(device, agent_path, job, timeout_s, progress)
+    yield from road
+
+
+def _detached(
+    device: Device, agent_path: str, job: dict[str, Any], timeout_s: float, progress: Callable[[str], None] | None
+) -> Iterator[events.AnyEvent]:
+    until = time.monotonic() + timeout_s + GRACE_S
+    link = Link(device, agent_path, job, until, progress)
+    try:
+        for event in link.follow():
+            if isinstance(event, events.Hello):
+                _same_protocol(event, job)
+            if isinstance(event, events.Refused | events.Failed):
+                link.fetched()
+                raise _told(event, device, timeout_s, link)
+            yield event
+            if isinstance(event, events.Done):
+                link.fetched()
+                return
+    except Unreachable:
+        link.leave()
+        raise
+    except TimeoutError:
+        link.cancel()
+        raise _late(timeout_s, f"last event {link.last!r}") from None
+    except BaseException:
+        link.cancel()
+        raise
+
+
+def _told(event: events.Refused | events.Failed, device: Device, timeout_s: float, link: Link) -> DeviceError:
+    if isinstance(event, events.Refused):
+        return link.died(event.message) if event.need == "lost" else _refused(event, device)
+    return link.died(event.message) if event.kind == "lost" else _failed(event, timeout_s)
+
+
+def _attached(device: Device, agent_path: str, job: dict[str, Any], timeout_s: float) -> Iterator[events.AnyEvent]:
+    """A job that lives as long as its connection."""
     process = device.transport.start([device.config.python, agent_path])
     last = "nothing"
     until = time.monotonic() + timeout_s + GRACE_S
@@ -119,6 +169,9 @@ def _failed(event: events.Failed, timeout_s: float) -> DeviceError:
         "golden": "this runtime computes something else on this device; nothing was timed",
         "signal": "the runtime crashed or ran out of memory; try an older version of it, or a smaller model",
         "memory": "the model is too large for this device",
+        "orphan": "the connection was away for longer than the job waits; run it again",
+        "lease": "the device stood still for a while (suspended?); run again",
+        "ended": "somebody or something ended it there; run again",
     }
     what = event.message if event.kind == "error" else f"{event.kind}: {event.message}"
     return AgentFailed(what, hint=hints.get(event.kind, "the message is the runtime's own"))
@@ -178,6 +231,8 @@ class Collector:
                 self._take_operators(event)
             case events.Memory():
                 part["peak_rss_bytes"] = event.peak_rss_bytes
+        if self._progress and isinstance(event, events.Waiting):
+            self._progress(f"waiting for {event.holder}, {event.before} before you")
         if self._progress and event.event in ("loaded", "golden", "warmup", "memory"):
             self._progress(f"repetition {event.repetition + 1}: {event.event}")
         elif self._progress and event.event in ("memory_pass", "operators"):
