@@ -41,7 +41,7 @@ def run(feeds):
         stream.write("run %d %f\\n" % (os.getpid(), time.monotonic()))
     return {{"y": feeds["x"] * 2}}
 """ + DOUBLER.replace("(lambda feeds: {", "run if True else (lambda feeds: {").replace("{", "{{").replace("}", "}}")
-FIVE = replace(ONCE, min_samples=5, max_seconds=30.0)
+FIVE = replace(ONCE, min_samples=5, max_seconds=30.0, memory_pass=False)
 
 
 def slow(stranger: Callable[[str, str], str], notes: Path, seconds: float = 0.4) -> str:
@@ -52,7 +52,8 @@ def slow(stranger: Callable[[str, str], str], notes: Path, seconds: float = 0.4)
 
 
 def loads(notes: Path) -> int:
-    return sum(line.startswith("load") for line in notes.read_text().splitlines())
+    """How many workers have loaded the model; each does so twice."""
+    return len({line.split()[1] for line in notes.read_text().splitlines() if line.startswith("load")})
 
 
 def jobs(device: devices.Device) -> list[str]:
@@ -165,7 +166,7 @@ from edgecompress.session import journals, link
 from tests.device_fixtures import ONCE
 from dataclasses import replace
 link.LEASE_FOLDERS = ()
-plan = replace(ONCE, min_samples=5, max_seconds=30.0)
+plan = replace(ONCE, min_samples=5, max_seconds=30.0, memory_pass=False)
 with devices.open_device(sys.argv[1]) as device:
     found = session.measure_file(device, Path(sys.argv[2]), plan, runtime=sys.argv[3],
                                  progress=lambda word: print(word, flush=True))
@@ -260,7 +261,7 @@ def test_a_host_that_is_interrupted_ends_its_job_at_once(
     child = host(device, tiny_model, stranger("sleeper", SLEEPER))
     read_until(child, "loaded")
     running = of_job(only_job(device))
-    assert len(running) == 3
+    assert len(running) >= 3  # keeper, supervisor, worker; where a core is to spare, a sampler
     child.send_signal(signal.SIGINT)
     child.wait()
     assert gone([*running, *loopback.processes()])
@@ -315,7 +316,7 @@ def test_a_supervisor_killed_outright_is_told_and_takes_everything_along(
 
     with pytest.raises(AgentDied, match="after 'loaded'; the job's supervisor was killed on the device"):
         session.measure_file(local_device, tiny_model, ONCE, runtime=name, progress=watch)
-    assert len(seen) == 3
+    assert len(seen) >= 3  # keeper, supervisor, worker; where a core is to spare, a sampler
     assert gone(seen)
     assert jobs(local_device) == []
 
@@ -371,7 +372,7 @@ def test_workers_that_ignore_signals_fork_twice_or_are_stopped_end_with_the_job(
         with pytest.raises(fails):
             session.measure_file(local_device, tiny_model, plan, runtime=name, progress=watch)
     away = [int(line) for line in notes.read_text().splitlines()]
-    assert len(away) == 2
+    assert len(away) >= 2
     assert seen
     assert gone([*seen, *away])
     assert jobs(local_device) == []
