@@ -71,6 +71,7 @@ def compare(
     plan = session.Plan(
         threads=threads, repetitions=1, warmup_s=warmup_s, min_samples=min_samples, min_seconds=min_seconds,
         max_seconds=max_seconds, timeout_s=timeout_s, seconds=seconds, affinity=_cores(affinity),
+        memory_pass=False,
     )  # fmt: skip
     fed = given_inputs(dim or [], inputs, audio)
     given = subjects.Given(fed, runtime, read_clip(audio).samples if audio else None)

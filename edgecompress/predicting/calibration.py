@@ -25,7 +25,9 @@ from edgecompress.records import Measurement, Part, Record, now, whole_folder
 from edgecompress.report import caveats
 
 ROUNDS = 3
-PLAN = session.Plan(repetitions=1, warmup_s=0.2, min_samples=5, min_seconds=0.5, max_seconds=5.0, timeout_s=300.0)
+PLAN = session.Plan(
+    repetitions=1, warmup_s=0.2, min_samples=5, min_seconds=0.5, max_seconds=5.0, timeout_s=300.0, memory_pass=False
+)
 # Of the report's caveats those that a reader of a prediction must know; what is invalid is left out of the fit.
 TELLING = ("busy", "other-load", "throttled", "clock-drop", "swap", "virtual", "golden")
 Say = Callable[[str], None]
