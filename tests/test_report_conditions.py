@@ -9,7 +9,7 @@ import numpy as np
 
 from edgecompress import report
 from edgecompress.records import Artifact, Measurement, Run
-from edgecompress.report.conditions import labels
+from edgecompress.report.conditions import key, labels
 from tests import report_builder as made
 
 DENSE, CONTEXT = made.RECIPES[0], made.RECIPES[10]
@@ -133,6 +133,16 @@ def test_runtimes_are_told_apart_by_name_and_not_by_the_options_that_each_of_the
     third = one.model_copy(update={**openvino, "options": {"precision": "bf16"}})
     told = set(labels([one, other, third]).values())
     assert {"openvino 2026.4.1, f32", "openvino 2026.4.1, bf16"} <= told
+    pinned = [one.model_copy(update={"options": {"pinning": True, "precision": word}}) for word in ("f32", "bf16")]
+    assert set(labels(pinned).values()) == {"f32", "bf16"}, "what is the same for all tells nothing"
+
+
+def test_what_a_file_brings_along_is_no_condition(tmp_path: Path) -> None:
+    made.build(tmp_path, [DENSE])
+    one = Measurement.read(next((tmp_path / "measurements").glob("*-fp32-*-pi4-*")))
+    grouped = one.model_copy(update={"options": {**one.options, "dynamic_quantization_group_size": 128}})
+    assert key(one) == key(grouped)
+    assert key(one) != key(one.model_copy(update={"options": {**one.options, "precision": "bf16"}}))
 
 
 def test_another_scenario_is_told_apart_and_never_compared(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ Key = tuple[str, ...]
 IDENTITY = ("model", "cpu", "machine")  # a device's name may come to mean another board
 # onnxruntime's own word for the threads that the plan asked for; it is told once, as threads.
 THREADS = "intra_op_num_threads"
+# What a file brings along and a runtime tells among its options: it is the file that differs there, not the conditions.
+OF_THE_FILE = ("buckets", "delegates", "dynamic_quantization_group_size")
 
 
 def key(measurement: Measurement) -> Key:
@@ -27,9 +29,13 @@ def _parts(measurement: Measurement) -> dict[str, str]:
         "seconds": canonical_json(plan.get("seconds")),
         "cores": canonical_json(plan.get("affinity") or []),
         "scenario": _scenario(plan),
-        "options": canonical_json(measurement.options),
+        "options": canonical_json(_options(measurement)),
         "identity": canonical_json([measurement.identity.get(name) for name in IDENTITY]),
     }
+
+
+def _options(measurement: Measurement) -> dict[str, Any]:
+    return {name: value for name, value in measurement.options.items() if name not in OF_THE_FILE}
 
 
 def _scenario(plan: dict[str, Any]) -> str:
@@ -51,14 +57,16 @@ def labels(measurements: list[Measurement]) -> dict[Key, str]:
         alike = [one for one in others if one["runtime"] == mine["runtime"]]
         if "runtime" in differ and all(one["options"] == mine["options"] for one in alike):
             differ = [name for name in differ if name != "options"]  # each runtime has its own: they tell nothing more
-        told = [_told(name, measurement) for name in differ]
+        same = [_options(one) for one in firsts.values() if _parts(one)["runtime"] == mine["runtime"]]
+        told = [_told(name, measurement, same) for name in differ]
         if any(one.device == measurement.device and one.transport != measurement.transport for one in firsts.values()):
             told.insert(0, f"by {measurement.transport}")
         found[own] = ", ".join(filter(None, told))
     return _unique(found)
 
 
-def _told(name: str, measurement: Measurement) -> str:
+def _told(name: str, measurement: Measurement, same: list[dict[str, Any]]) -> str:
+    """One condition in words; of the options those that others of the same runtime have otherwise."""
     plan, value = measurement.plan, str(threads(measurement))
     if name == "threads":
         return "1 thread" if value == "1" else f"{value} threads"
@@ -72,7 +80,11 @@ def _told(name: str, measurement: Measurement) -> str:
         return _scenario(plan)
     if name == "identity":
         return ", ".join(str(fact(measurement.identity, one)) for one in IDENTITY if measurement.identity.get(one))
-    options: dict[str, Any] = {one: text for one, text in measurement.options.items() if one != THREADS}
+    options = {
+        one: value
+        for one, value in _options(measurement).items()
+        if one != THREADS and any(other.get(one) != value for other in same)
+    }
     return plain(options) if options and name == "options" else ""
 
 
