@@ -9,9 +9,11 @@ from typing import Any
 import numpy
 import pytest
 
+from edgecompress.cli import measured
 from edgecompress.cli.runs import _cores
 from edgecompress.errors import RecipeError
 from edgecompress.records import Measurement
+from tests import report_builder as made
 from tests.calling import Call
 from tests.device_fixtures import DOUBLER, write_model
 
@@ -140,3 +142,18 @@ def test_the_clock_that_is_left_is_the_best_after_over_the_best_before(
         clock_before=loops(before), clock_after=loops(after),
     )  # fmt: skip
     assert clock_kept(one) == kept
+
+
+def test_what_speaks_against_a_measurement_is_told_and_a_void_one_called_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.build(tmp_path, made.RECIPES[:1])
+    one = Measurement.read(next((tmp_path / "measurements").glob("*-fp32-*-pi4-*")))
+    measured.told(one)
+    assert "validity" in capsys.readouterr().out
+    raised = [
+        each.model_copy(update={"facts_after": {**each.facts_after, "throttled": "0x4"}}) for each in one.repetitions
+    ]
+    measured.told(one.model_copy(update={"repetitions": raised}))
+    told = capsys.readouterr().out
+    assert "void by E_THROTTLE_FLAG: kept, and compared with nothing" in told

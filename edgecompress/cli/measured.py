@@ -21,12 +21,24 @@ def told(measurement: Measurement) -> None:
     lines = [*_what(measurement), *_times(measurement), *_phases(measurement), *_memory(measurement)]
     checks = [check for one in measurement.repetitions for check in one.golden]
     right = "right" if checks and all(check.passed for check in checks) else "none to compare with"
-    say.table(("what", "value"), [*lines, ("bytes sent", measurement.bytes_sent), ("golden output", right)])
+    lines += [("bytes sent", measurement.bytes_sent), ("golden output", right), *_validity(measurement)]
+    say.table(("what", "value"), lines)
     _operators(measurement)
+
+
+def _validity(measurement: Measurement) -> Lines:
+    """Whether to believe it, and everything that speaks against it."""
+    from edgecompress import validity
+
+    codes = validity.of_measurement(measurement)
+    void = [one.code for one in codes if one.voids]
+    verdict = f"void by {', '.join(void)}: kept, and compared with nothing" if void else "valid"
+    return [("validity", verdict), *((one.code, one.text) for one in codes)]
 
 
 def told_lengths(measurements: list[Measurement]) -> None:
     """The same file at several lengths of audio, one row each."""
+    from edgecompress import validity
     from edgecompress.cli import say
 
     rows = []
@@ -35,9 +47,10 @@ def told_lengths(measurements: list[Measurement]) -> None:
         latency = statistics.median(_samples(one)) / 1e9
         factor = f"{latency / seconds:.4f}" if seconds else "n/a"
         tails = [percentile(one, share) for share in PERCENTILES.values()]
-        rows.append((f"{seconds:g}", f"{latency * 1e3:.3f}", *tails, factor, len(_samples(one)), _peak(one)))
+        codes = ", ".join(told.code for told in validity.of_measurement(one))
+        rows.append((f"{seconds:g}", f"{latency * 1e3:.3f}", *tails, factor, len(_samples(one)), _peak(one), codes))
     columns = ("audio, s", "median, ms", *(f"{name}, ms" for name in PERCENTILES), "real-time factor", "n", "peak, MiB")
-    say.table(columns, rows, numbers=range(len(columns)))
+    say.table((*columns, "against it"), rows, numbers=range(len(columns)))
 
 
 def percentile(measurement: Measurement, share: float) -> str:
