@@ -380,11 +380,8 @@ def main() -> None:
         for number, name in enumerate(pool.map(_row, rows), 1):
             print(f"{number} of {len(rows)}: {name}", flush=True)
     cells = read(store)
-    order = {
-        (subject.name, shape): number
-        for number, (subject, shape) in enumerate((s, p) for s in SUBJECTS for p in SHAPES)
-    }
-    cells.sort(key=lambda cell: order[cell["subject"], cell["shape"]])
+    order = [(subject.name, shape) for subject in SUBJECTS for shape in SHAPES]
+    cells.sort(key=lambda cell: order.index((cell["subject"], cell["shape"])))
     output.with_suffix(".md").write_text(table(cells), encoding="utf-8")
     failed = sum(not cell["passed"] for cell in cells)
     print(f"{len(cells)} cells, {failed} failures; {output.with_suffix('.md')}")
@@ -394,8 +391,8 @@ def read(store: Path) -> list[Cell]:
     """The cells so far; of one that was filled twice the last."""
     if not store.is_file():
         return []
-    lines = store.read_text(encoding="utf-8").splitlines()
-    return list({cell["key"]: cell for cell in map(json.loads, lines)}.values())
+    cells = map(json.loads, store.read_text(encoding="utf-8").splitlines())
+    return list({cell["key"]: cell for cell in cells}.values())
 
 
 if __name__ == "__main__":
