@@ -81,7 +81,7 @@ def test_a_journal_edited_on_the_device_is_not_believed(
     path = Path(local_device.config.cache) / "jobs" / job / "journal"
     content = path.read_bytes()
     at = content.index(b'"load_s": ') + len(b'"load_s": ')
-    path.write_bytes(content[:at] + b"9" + content[at + 1 :])
+    path.write_bytes(content[:at] + (b"8" if content[at : at + 1] == b"9" else b"9") + content[at + 1 :])
     monkeypatch.undo()
     monkeypatch.setenv("EDGECOMPRESS_HOME", str(tmp_path / "edgecompress"))
     monkeypatch.setattr(link, "LEASE_FOLDERS", ())
