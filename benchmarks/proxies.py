@@ -194,7 +194,7 @@ def points(work: Path, size: str, wanted: Sequence[str]) -> dict[str, list[Point
 def table(found: dict[str, list[Point]]) -> list[str]:
     """Lines of Markdown: a row for each runtime and count."""
     out = [
-        "| format | count | n | Spearman | Kendall | Spearman in the fullest 25 % band of MACs | pairs ordered wrongly | latency lost |",
+        "| format | count | n | Spearman | Kendall | Spearman in the fullest 25 % band of MACs | pairs not ordered rightly | latency lost |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for format, here in sorted(found.items()):

@@ -46,12 +46,13 @@ class Proxy:
 
 
 def judge(points: Sequence[Point], counted: str, band_by: str = "") -> Proxy | None:
-    """How well ``counted`` orders these models; those that lack it are left out, and below three there is no answer.
+    """How well ``counted`` orders these models; those that lack it are left out; None for fewer than three, or where it is
+    the same for all (one model in several precisions has one number of parameters).
 
     ``band_by`` names the count whose bands are looked at.
     """
     known = [point for point in points if counted in point.counts]
-    if len(known) < 3:
+    if len(known) < 3 or len({one.counts[counted] for one in known}) < 2:
         return None
     latencies, counts = [one.latency.value for one in known], [one.counts[counted] for one in known]
     wrong, certain = flips(known, counted)

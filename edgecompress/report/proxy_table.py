@@ -17,7 +17,7 @@ COLUMNS = [
     ("Spearman", "rank correlation with latency, 1: same order"),
     ("Kendall", "tau-b, with latency"),
     ("Spearman within 25 % of MACs", "in the band of nearly equal multiply-accumulates that holds the most models"),
-    ("pairs ordered wrongly", "or not at all, of those whose intervals of latency lie apart"),
+    ("pairs not ordered rightly", "or not at all, of those whose intervals of latency lie apart"),
     ("latency lost", "by taking the model whose count is least, against the fastest"),
     ("n", "models, all precisions together"),
 ]
