@@ -14,7 +14,8 @@ import sys
 import sysconfig
 from typing import Any, Callable
 
-from bench_remote.facts import Absent, _collect, _read, _text
+from bench_remote import reading
+from bench_remote.reading import Absent
 
 MAX_CORES = 1024
 UNLIMITED_BYTES = 1 << 60  # cgroup v1 says "no limit" by a number near 2**63
@@ -37,7 +38,7 @@ def main(order: dict[str, Any], say: Callable[..., None]) -> None:
 
 def details(root: str = "/", cache: str = "/") -> dict[str, Any]:
     """Every detail that can be read, and ``absent`` with a reason for the others. ``cache``: whose disk is asked for."""
-    return _collect(root, dict(DETAILS, disk_free_bytes=lambda _: _disk_free(cache)))
+    return reading.collect(root, dict(DETAILS, disk_free_bytes=lambda _: _disk_free(cache)))
 
 
 def clusters(root: str) -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def _core_names(root: str) -> dict[int, str]:
     """By core number: Arm's names by implementer and part, x86's ``model name``."""
     names: dict[int, str] = {}
     try:
-        text = _read(root, "proc/cpuinfo")
+        text = reading.read(root, "proc/cpuinfo")
     except OSError:
         return names
     number = -1
@@ -81,7 +82,7 @@ def _core_names(root: str) -> dict[int, str]:
 def _by_register(root: str, folder: str) -> str:
     """From MIDR_EL1, which a core also shows while another has no entry in /proc/cpuinfo."""
     try:
-        register = int(_text(root, f"{folder}/regs/identification/midr_el1"), 16)
+        register = int(reading.text(root, f"{folder}/regs/identification/midr_el1"), 16)
     except (OSError, ValueError):
         return ""
     return _arm_name(register >> 24 & 0xFF, register >> 4 & 0xFFF)
@@ -93,7 +94,7 @@ def _arm_name(implementer: int, part: int) -> str:
 
 def _number(root: str, path: str) -> int | None:
     try:
-        return int(_text(root, path))
+        return int(reading.text(root, path))
     except (OSError, ValueError):
         return None
 
@@ -104,7 +105,7 @@ def cgroup(root: str) -> dict[str, Any]:
     Without it a container held to half a core looks like a slow board. ``throttled_periods`` counts when it was.
     """
     paths: dict[str, str] = {}
-    for line in _read(root, "proc/self/cgroup").splitlines():
+    for line in reading.read(root, "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         for name in controllers.split(","):
             paths[name] = path
@@ -139,23 +140,20 @@ def _quota(root: str, folder: str, second: bool) -> tuple[int, int]:
 
 
 def _maybe(root: str, path: str) -> str:
-    try:
-        return _read(root, path)
-    except OSError:
-        return ""
+    return reading.some(root, path) or ""
 
 
 def thermal_zones(root: str) -> list[dict[str, Any]]:
     """``zone``, ``type``, ``celsius`` (null, with ``why``, where it refuses), and its ``trips``: [kind, celsius]."""
     found = []
-    for zone in _sorted(root, "sys/class/thermal/thermal_zone*"):
+    for zone in reading.found(root, "sys/class/thermal/thermal_zone*"):
         celsius, why = None, ""
         try:
-            celsius = int(_text(zone, "temp")) / 1000
+            celsius = int(reading.text(zone, "temp")) / 1000
         except (OSError, ValueError) as cause:
             why = _reason(cause)
         trips = []
-        for path in _sorted(zone, "trip_point_*_temp"):
+        for path in reading.found(zone, "trip_point_*_temp"):
             degrees = _number(zone, os.path.basename(path))
             if degrees is not None:
                 trips.append([_maybe("", path.replace("_temp", "_type")).strip(), degrees / 1000])
@@ -181,12 +179,12 @@ def throttle_sources(root: str) -> list[dict[str, Any]]:
         ("time_in_state", "sys/devices/system/cpu/cpufreq/policy*/stats/time_in_state"),
     )
     found = [_source("vcgencmd", root, program) for program in _vcgencmd(root)]
-    for chip in _sorted(root, "sys/class/hwmon/hwmon*"):
+    for chip in reading.found(root, "sys/class/hwmon/hwmon*"):
         kind = {"rpi_volt": "rpi_volt", "soctherm_oc": "jetson_over_current"}.get(_maybe(chip, "name").strip())
         for path in glob.glob(os.path.join(chip, "in0_lcrit_alarm")) + glob.glob(os.path.join(chip, "oc*_event_cnt")):
             found += [_source(kind, root, path)] if kind else []
     for kind, pattern in patterns:
-        for path in _sorted(root, pattern):
+        for path in reading.found(root, pattern):
             cooler = "" if kind != "cooling_state" else _maybe(os.path.dirname(path), "type")
             if kind != "cooling_state" or re.search("cpu|processor", cooler, re.I):
                 found.append(_source(kind, root, path))
@@ -202,10 +200,10 @@ def _source(kind: str, root: str, path: str) -> dict[str, Any]:
 def rails(root: str) -> list[dict[str, Any]]:
     """What can tell watts: ``meter``, ``name`` of the rail, ``path``, ``why`` it cannot be read ("" if it can)."""
     found = _ina3221(root) + _pmic(root)
-    for zone in _sorted(root, "sys/class/powercap/intel-rapl:*"):
+    for zone in reading.found(root, "sys/class/powercap/intel-rapl:*"):
         path = os.path.join(zone, "energy_uj")
         found.append(_rail("rapl", _maybe(zone, "name").strip(), root, path))
-    for supply in _sorted(root, "sys/class/power_supply/*"):
+    for supply in reading.found(root, "sys/class/power_supply/*"):
         paths = [os.path.join(supply, name) for name in ("power_now", "current_now")]
         there = [path for path in paths if os.path.exists(path)]
         found += [_rail("battery", os.path.basename(supply), root, path) for path in there[:1]]
@@ -217,14 +215,14 @@ def rails(root: str) -> list[dict[str, Any]]:
 def _ina3221(root: str) -> list[dict[str, Any]]:
     """hwmon (JetPack 5 and later, mainline): volts times amperes of a channel; iio (JetPack 4): milliwatts."""
     found = []
-    for chip in _sorted(root, "sys/class/hwmon/hwmon*"):
+    for chip in reading.found(root, "sys/class/hwmon/hwmon*"):
         if _maybe(chip, "name").strip() == "ina3221":
             for label in sorted(glob.glob(os.path.join(chip, "in[1-3]_label"))):
                 channel = os.path.basename(label)[2]
                 one = _rail("ina3221", _maybe("", label).strip(), root, os.path.join(chip, f"in{channel}_input"))
                 one["why"] = one["why"] or _unreadable(os.path.join(chip, f"curr{channel}_input"))
                 found.append(one)
-    for path in _sorted(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*/in_power[0-9]_input"):
+    for path in reading.found(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*/in_power[0-9]_input"):
         label = os.path.join(os.path.dirname(path), f"rail_name_{os.path.basename(path)[8]}")
         found.append(_rail("ina3221", _maybe("", label).strip(), root, path))
     return found
@@ -254,14 +252,8 @@ def _rail(meter: str, name: str, root: str, path: str) -> dict[str, Any]:
 
 
 def _vcgencmd(root: str) -> list[str]:
-    places = [os.path.join(root, path) for path in ("usr/bin/vcgencmd", "opt/vc/bin/vcgencmd")]
+    places = [os.path.join(root, path) for path in reading.VCGENCMD]
     return [place for place in places if os.path.exists(place)][:1]
-
-
-def _sorted(root: str, pattern: str) -> list[str]:
-    """Paths in the order of their numbers: zone 2 before zone 10."""
-    paths = glob.glob(os.path.join(glob.escape(root), pattern))
-    return sorted(paths, key=lambda path: [int(one) if one.isdigit() else one for one in re.split(r"(\d+)", path)])
 
 
 def _shown(root: str, path: str) -> str:
@@ -284,7 +276,7 @@ def _reason(cause: Exception) -> str:
 
 def swap(root: str) -> list[dict[str, Any]]:
     """Each swap area: ``name``, ``bytes``, ``used_bytes``, and whether it is ``zram`` (memory that pretends)."""
-    rows = [line.split() for line in _read(root, "proc/swaps").splitlines()[1:]]
+    rows = [line.split() for line in reading.read(root, "proc/swaps").splitlines()[1:]]
     return [
         {"name": row[0], "bytes": int(row[2]) * 1024, "used_bytes": int(row[3]) * 1024, "zram": "/zram" in row[0]}
         for row in rows[:32]

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Callable
 
 from bench_remote import facts, holding
+from bench_remote.phases import timed
 from bench_remote.store import Refusal
 
 CHAIN = 2_000_000
@@ -138,13 +139,6 @@ def samples(work: Callable[[], Any], seconds: float) -> list[int]:
     while len(found) < 3 or (time.perf_counter() - started < seconds and len(found) < MAX_SAMPLES):
         found.append(timed(work))
     return found
-
-
-def timed(work: Callable[[], Any]) -> int:
-    """Nanoseconds of one run."""
-    started = time.perf_counter_ns()
-    work()
-    return time.perf_counter_ns() - started
 
 
 def matmul_model(size: int, weights: bytes) -> bytes:

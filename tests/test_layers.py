@@ -49,7 +49,15 @@ ROOMS: dict[str, set[str]] = {
     "validity": {"phases", "stats"},
     "proxies": {"stats"},
     "report": {"proxies", "stats", "validity"},
-    "comparing": {"devices", "plain", "report", "schema", "session", "stats"},  # the report's caveats void a block
+    "comparing": {
+        "devices",
+        "plain",
+        "report",
+        "schema",
+        "session",
+        "stats",
+        "validity",
+    },  # the report's caveats void a block
     # makes probe models, exports and measures them; the report's caveats
     "predicting": {"devices", "exporters", "model", "plain", "report", "session", "stats", "techniques"},
     "analysis": {"report", "stats", "techniques"},  # asks the techniques themselves what they would remove; same page

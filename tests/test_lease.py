@@ -94,13 +94,19 @@ def test_a_dead_holder_s_lease_ends_with_it(holder: Callable[..., subprocess.Pop
     assert says(ben) == "holds"
 
 
-def test_a_holder_that_hangs_is_passed_by_and_ended(
-    holder: Callable[..., subprocess.Popen[str]], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hung(holder: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[str]:
+    """Anna, who has the lease, is stopped, and soon counts as hung."""
     anna = holder("anna@desk")
     assert says(anna) == "holds"
     anna.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(lease, "HUNG_S", 0.5)
+    return anna
+
+
+def test_a_holder_that_hangs_is_passed_by_and_ended(
+    holder: Callable[..., subprocess.Popen[str]], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = hung(holder, monkeypatch)
     mine = Lease([str(shared)], str(tmp_path / "cache"), "me@here")
     heard: list[str] = []
     mine.take(20, time.sleep, lambda who, before: heard.append(who))
@@ -111,10 +117,7 @@ def test_a_holder_that_hangs_is_passed_by_and_ended(
 def test_a_hung_holder_of_another_user_is_passed_by_though_it_cannot_be_ended(
     holder: Callable[..., subprocess.Popen[str]], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    anna = holder("anna@desk")
-    assert says(anna) == "holds"
-    anna.send_signal(signal.SIGSTOP)
-    monkeypatch.setattr(lease, "HUNG_S", 0.5)
+    hung(holder, monkeypatch)
     monkeypatch.setattr(lease.Ticket, "end_hung", lambda self: None)  # as the kernel would answer us: not permitted
     mine = Lease([str(shared)], str(tmp_path / "cache"), "me@here")
     mine.take(20, time.sleep, lambda who, before: None)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgecompress import validity
 from edgecompress.comparing import schedule
 from edgecompress.comparing.estimate import RESAMPLES, Seen, half_width, speeds
 from edgecompress.errors import RecipeError
 from edgecompress.stats import Estimate
 
-CANARY_MOVED = 0.03  # within a block
 MOST_BLOCKS = 200
 
 
@@ -66,11 +66,11 @@ RunBlock = Callable[[int, tuple[int, ...]], Block]
 def moved(canary: Sequence[Sequence[int]]) -> str:
     """Why a block is void by its canaries, or nothing: their medians differ by more than 3 %."""
     medians = [float(np.median(samples)) for samples in canary]
-    change = max(medians) / min(medians) - 1
-    if change <= CANARY_MOVED:
+    code = validity.canary([median / 1e9 for median in medians])
+    if code is None:
         return ""
     told = ", ".join(f"{median / 1e6:.3f}" for median in medians)
-    return f"E_CANARY: the canary moved by {change:.1%} within the block ({told} ms)"
+    return f"{code.code}: the canary moved by {code.seen['moved']:.1%} within the block ({told} ms)"
 
 
 def carry_out(

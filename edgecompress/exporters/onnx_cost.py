@@ -34,14 +34,19 @@ def parameters(proto: onnx.ModelProto) -> Parameters:
     return Parameters(total=total, nonzero=nonzero)
 
 
+def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs these sizes in the place of free ones."""
+    for value in proto.graph.input:
+        if value.name in shapes:
+            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+                dim.dim_value = int(size)
+
+
 def macs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], seconds: float | None) -> Macs | None:
     """Multiply-accumulates of one pass over inputs of these shapes, by operator; None where one cannot be counted."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
-    for value in fixed.graph.input:
-        if value.name in shapes:
-            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
-                dim.dim_value = int(size)
+    fix_inputs(fixed, shapes)
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
     except Exception:  # shape inference is a help, not a duty

@@ -137,11 +137,10 @@ def _unknown(file: Path, names: Iterable[str]) -> RecipeError:
 def _onnx(file: Path, shapes: Shapes) -> Graph:
     import onnx
 
+    from edgecompress.exporters.onnx_cost import fix_inputs
+
     model = onnx.load(str(file))
-    for value in model.graph.input:
-        if value.name in shapes:
-            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
-                dim.dim_value = int(size)
+    fix_inputs(model, shapes)
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as cause:
