@@ -6,11 +6,13 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.calling import Answer, Call
+from tests.faults import ledger
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
@@ -55,3 +57,12 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of faults, wherever a test of one ran."""
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    found = ledger.rows(report for report in reports if hasattr(report, "user_properties"))
+    if found:
+        terminalreporter.section("faults")
+        terminalreporter.write_line("\n".join(ledger.table(found)))

@@ -1,0 +1,1 @@
+"""Each promise about devices with its fault injected for real, and the table of what survived."""
