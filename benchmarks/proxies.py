@@ -1,6 +1,7 @@
 """Which count predicts latency: variants of one HuBERT, each exported and measured in every runtime, and a table.
 
     python -m benchmarks.proxies [--work DIR] [--variants N] [--size tiny|base] [--runtimes onnx ...] [--rounds N]
+                                  [--export-only]
 
 Held against measured medians are stored and non-zero parameters, multiply-accumulates and bytes: rank correlation over
 all variants and within 25 % of equal multiply-accumulates, pairs that a count orders wrongly beyond the intervals, and
@@ -9,7 +10,8 @@ unstructured (zeros), of low rank, with fewer layers, and some of these in int8:
 them, spread over the kinds. Weights are random, seed 0: time does not depend on them.
 
 Exports lie in ``DIR/artifacts``; each measurement is a line of ``DIR/measured.jsonl`` as soon as it is there, and rounds
-go through all files in turn, so that a slow hour falls on all. Run again, it skips what is there. A file that cannot be
+go through all files in turn, so that a slow hour falls on all. Run again, it skips what is there: ``--export-only``
+makes the files while others use the machine, and a later run measures them. A file that cannot be
 made or run is a line of ``DIR/failed.jsonl``, and is tried again the next time.
 
 Exit status: 0, or 1 where fewer than three models of some runtime were measured.
@@ -99,6 +101,17 @@ def model_of(variant: Variant, size: str) -> Model:
     model = from_config_values(config, seed=SEED, source=source)
     techniques.compress(model, [plugins.find("techniques", name)(**given) for name, given in variant.steps])
     return model
+
+
+def export_all(wanted: Sequence[Variant], formats: Sequence[str], size: str, work: Path) -> None:
+    """The files that are not there yet; one that cannot be made is told, and tried again by ``measure``."""
+    for variant in wanted:
+        for format in formats:
+            try:
+                exported(variant, size, format, work)
+                print(f"exported: {variant.name} {format}", file=sys.stderr, flush=True)
+            except EdgeCompressError as why:
+                print(f"{variant.name} {format}: {why.message}", file=sys.stderr, flush=True)
 
 
 def exported(variant: Variant, size: str, format: str, work: Path) -> tuple[Artifact, Path]:
@@ -235,11 +248,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=tuple(SIZES), default="base")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), metavar="FORMAT")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--export-only", action="store_true", help="make the files and measure none")
     asked = parser.parse_args(arguments)
     if asked.variants < 0 or asked.rounds < 1:
         parser.error("--variants and --rounds: at least 1")
     wanted = variants(asked.size)[: asked.variants or None]
     asked.work.mkdir(parents=True, exist_ok=True)
+    if asked.export_only:
+        export_all(wanted, asked.runtimes, asked.size, asked.work)
+        return 0
     measure(wanted, asked.runtimes, asked.size, asked.rounds, asked.work)
     found = points(asked.work, asked.size, [one.name for one in wanted])
     shown = "\n".join(table({name: here for name, here in found.items() if name in asked.runtimes}))
